@@ -299,7 +299,8 @@ def _fit_one_reference(
     points = pose[shared, :2].astype(np.float64)
     if np.sum((points - points.mean(axis=0)) ** 2) < MIN_SPREAD_PX2:
         return refused
-    rows, targets = [], []
+    rows: list[list[float]] = []
+    targets: list[float] = []
     for (x, y), (u, v) in zip(points, template[shared, :2].astype(np.float64), strict=True):
         rows.append([x, y, 1.0, 0.0])
         rows.append([y, -x, 0.0, 1.0])
