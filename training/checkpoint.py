@@ -1,0 +1,99 @@
+"""Checkpoints: safetensors for every tensor, JSON for everything else, written so that a crash never leaves a half one.
+
+    FOLDER/step-0001000/weights.safetensors   the network
+                       /ema.safetensors       its moving average: what is exported
+                       /optimiser.safetensors moments of the optimiser
+                       /state.json            settings, step, random states, history of losses and validations
+    FOLDER/latest                             name of the newest complete one
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from training.model import LiveNetwork, ModelSettings
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint folder cannot be read; says what was expected and what came."""
+
+
+def _flat(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[Any]]:
+    state = optimiser.state_dict()
+    tensors = {f"{index}.{name}": value for index, moments in state["state"].items() for name, value in moments.items()}
+    return tensors, state["param_groups"]
+
+
+def save_checkpoint(
+    folder: Path, *, step: int, network: LiveNetwork, ema: LiveNetwork, optimiser: torch.optim.Optimizer, state: dict[str, Any], keep: int = 2
+) -> Path:
+    """Write a complete checkpoint and point ``latest`` at it; older ones beyond ``keep`` are removed."""
+    final = folder / f"step-{step:07d}"
+    partial = folder / f".partial-{step:07d}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_file({k: v.contiguous() for k, v in network.state_dict().items()}, str(partial / "weights.safetensors"))
+    save_file({k: v.contiguous() for k, v in ema.state_dict().items()}, str(partial / "ema.safetensors"))
+    tensors, groups = _flat(optimiser)
+    save_file({k: v.detach().contiguous() for k, v in tensors.items()}, str(partial / "optimiser.safetensors"))
+    content = {**state, "step": step, "optimiser_groups": groups, "torch_rng": torch.get_rng_state().tolist()}
+    (partial / "state.json").write_text(json.dumps(content))
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+    pointer = folder / "latest.partial"
+    pointer.write_text(final.name)
+    os.replace(pointer, folder / "latest")
+    for old in sorted(folder.glob("step-*"))[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint of a run, None if there is none."""
+    pointer = folder / "latest"
+    if not pointer.exists():
+        return None
+    path = folder / pointer.read_text().strip()
+    return path if (path / "state.json").exists() else None
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads((path / "state.json").read_text())  # type: ignore[no-any-return]
+    except (OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} is not a checkpoint (expected state.json and *.safetensors): {error}") from error
+
+
+def load_weights(path: Path, *, average: bool = True) -> LiveNetwork:
+    """The network of a checkpoint with its moving average (default) or raw weights, in eval mode."""
+    content = dict(read_state(path)["settings"]["model"])
+    content["seg_dilations"] = tuple(content["seg_dilations"])
+    network = LiveNetwork(ModelSettings(**content))
+    try:
+        network.load_state_dict(load_file(str(path / ("ema.safetensors" if average else "weights.safetensors"))))
+    except (SafetensorError, RuntimeError, OSError) as error:
+        raise CheckpointError(f"weights of {path} do not fit the network its state.json describes: {error}") from error
+    return network.eval()
+
+
+def restore(path: Path, *, network: LiveNetwork, ema: LiveNetwork, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+    """Put a run back exactly where the checkpoint left it; returns its state."""
+    state = read_state(path)
+    network.load_state_dict(load_file(str(path / "weights.safetensors")))
+    ema.load_state_dict(load_file(str(path / "ema.safetensors")))
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, value in load_file(str(path / "optimiser.safetensors")).items():
+        index, name = key.split(".", 1)
+        moments.setdefault(int(index), {})[name] = value
+    optimiser.load_state_dict({"state": moments, "param_groups": state["optimiser_groups"]})
+    torch.set_rng_state(torch.tensor(state["torch_rng"], dtype=torch.uint8))
+    return state

@@ -1,0 +1,280 @@
+"""People in pictures with their keypoints and masks, read from COCO-format files.
+
+`CocoFolder` reads an annotation file and its pictures (a folder or a zip); `Scene` is what everything downstream learns from, made
+either from a photograph (`photo_scene`) or by composition (`training.compose`). `SceneDataset` mixes the sources; sample ``i`` depends on the seed
+and on ``i`` alone, so that a resumed run sees what an uninterrupted one would have seen.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.random import Generator
+from pycocotools import mask as coco_mask
+
+from kernels.coordinates import F32, F64, U8, transform_points
+from kernels.skeleton import FLIP_PAIRS
+from training.settings import SourceSettings, TrainSettings
+
+JOINTS = 17
+LABEL_BACKGROUND = 0
+LABEL_COVERED = 255  # something that is in front and belongs to nobody in the scene's list
+MAX_PEOPLE = 254
+
+
+class DataError(ValueError):
+    """A data set is not what it says it is: names the file, what was expected and what came."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Person:
+    """One annotated person of a photograph, image px."""
+
+    box: F64  # (4,) x0, y0, x1, y1
+    keypoints: F32  # (17, 3) x, y, v; all zero where the person has none
+    segmentation: Any  # COCO polygons or RLE, None without a mask
+    ignore: bool  # weak label: neither a positive nor background
+    crowd: bool
+
+    @property
+    def has_keypoints(self) -> bool:
+        return bool((self.keypoints[:, 2] > 0).any())
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Photo:
+    """One picture of a data set and the people annotated in it."""
+
+    image_id: int
+    file_name: str
+    height: int
+    width: int
+    people: tuple[Person, ...]
+
+
+class CocoFolder:
+    """A COCO-format annotation file with its pictures in a folder or in a zip.
+
+    Reads keypoints (17 joints), polygons and RLE masks, and the extra fields ``ignore`` and ``merged`` (a mask over several people counts as
+    crowd). Pixel data is read on demand; a zip is opened once per process.
+
+    Raises:
+        DataError: a file is missing or not COCO.
+    """
+
+    def __init__(self, annotations: Path, images: Path) -> None:
+        self.images = Path(images)
+        if not self.images.exists():
+            raise DataError(f"pictures not found: {images} (expected a folder or a zip)")
+        try:
+            content = json.loads(Path(annotations).read_text())
+            by_image: dict[int, list[Person]] = {entry["id"]: [] for entry in content["images"]}
+            for annotation in content.get("annotations", ()):
+                by_image[annotation["image_id"]].append(_read_person(annotation))
+            self.photos = [
+                Photo(
+                    image_id=entry["id"],
+                    file_name=entry["file_name"],
+                    height=entry["height"],
+                    width=entry["width"],
+                    people=tuple(by_image[entry["id"]]),
+                )
+                for entry in content["images"]
+            ]
+        except FileNotFoundError:
+            raise DataError(f"annotation file not found: {annotations}") from None
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{annotations} is not a COCO keypoint file: {type(error).__name__} {error}") from error
+        self._zip: tuple[int, zipfile.ZipFile] | None = None
+
+    def _bytes(self, photo: Photo) -> bytes:
+        if self.images.is_dir():
+            return (self.images / photo.file_name).read_bytes()
+        if self._zip is None or self._zip[0] != os.getpid():
+            self._zip = (os.getpid(), zipfile.ZipFile(self.images))
+        names = self._zip[1].NameToInfo
+        name = next((n for n in (photo.file_name, f"images/{photo.file_name}") if n in names), None)
+        if name is None:
+            raise DataError(f"{photo.file_name} is not in {self.images}")
+        return self._zip[1].read(name)
+
+    def image(self, photo: Photo) -> U8:
+        """(H, W, 3) uint8 RGB."""
+        try:
+            data = np.frombuffer(self._bytes(photo), np.uint8)
+        except FileNotFoundError:
+            raise DataError(f"picture {photo.file_name} is not in {self.images}") from None
+        picture = cv2.imdecode(data, cv2.IMREAD_COLOR)
+        if picture is None or picture.shape[:2] != (photo.height, photo.width):
+            came = "not a picture" if picture is None else f"{picture.shape[1]}x{picture.shape[0]}"
+            raise DataError(f"{photo.file_name}: expected a picture of {photo.width}x{photo.height}, got {came}")
+        return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+
+
+def _read_person(annotation: dict[str, Any]) -> Person:
+    x, y, w, h = annotation["bbox"]
+    keypoints = np.zeros((JOINTS, 3), np.float32)
+    if annotation.get("keypoints"):
+        keypoints[:] = np.asarray(annotation["keypoints"], np.float32).reshape(JOINTS, 3)
+        keypoints[keypoints[:, 2] <= 0] = 0
+    crowd = bool(annotation.get("iscrowd", 0)) or bool(annotation.get("merged", False))
+    return Person(
+        box=np.array([x, y, x + w, y + h]),
+        keypoints=keypoints,
+        segmentation=annotation.get("segmentation") or None,
+        ignore=bool(annotation.get("ignore", False)),
+        crowd=crowd,
+    )
+
+
+def decode_mask(segmentation: Any, height: int, width: int) -> U8:
+    """COCO polygons, compressed or plain RLE to (H, W) uint8 of 0 and 1."""
+    if isinstance(segmentation, list):
+        rle = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+    elif isinstance(segmentation["counts"], list):
+        rle = coco_mask.frPyObjects(segmentation, height, width)
+    else:
+        rle = segmentation
+    mask: U8 = coco_mask.decode(rle)
+    return mask
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scene:
+    """A picture to learn from, with exact knowledge of who is visible where."""
+
+    image: U8  # (H, W, 3) RGB
+    labels: U8  # (H, W): 0 nobody listed, i + 1 person i visible, LABEL_COVERED a stranger or thing in front
+    keypoints: F32  # (N, 17, 3) x, y in px of this picture, v 0 absent, 1 hidden, 2 visible
+    has_mask: U8  # (N,) 1 where `labels` holds the person's true mask
+    complete: bool  # every person in the picture is listed: unlabelled regions are true background for keypoints
+    max_iou: F32 = field(default_factory=lambda: np.zeros(0, np.float32))  # (N,) greatest box IoU with another person
+
+
+def warp_keypoints(matrix: F64, keypoints: F32, height: int, width: int, *, mirrored: bool) -> F32:
+    """Move (N, 17, 3) keypoints by a 2x3 matrix, swap left and right if it mirrors, drop what leaves the picture."""
+    moved = keypoints.copy()
+    moved[..., :2] = transform_points(matrix, keypoints[..., :2])
+    if mirrored:
+        moved = moved[:, FLIP_PAIRS]
+    inside = (moved[..., 0] > -0.5) & (moved[..., 0] < width - 0.5) & (moved[..., 1] > -0.5) & (moved[..., 1] < height - 0.5)
+    moved[~inside | (moved[..., 2] <= 0)] = 0
+    return moved
+
+
+def random_view(rng: Generator, photo: Photo, height: int, width: int) -> tuple[F64, bool]:
+    """A random similarity from photo px to a (height, width) canvas that keeps one of its people in sight."""
+    people = [p for p in photo.people if not p.crowd]
+    box = people[rng.integers(len(people))].box if people else np.array([0.0, 0.0, photo.width, photo.height])
+    extent = max(box[3] - box[1], 0.6 * (box[2] - box[0]), 8.0)
+    fit = min(height / photo.height, width / photo.width)
+    wanted = height * np.exp(rng.uniform(np.log(0.3), np.log(1.4))) / extent
+    scale = float(np.clip(wanted, 0.7 * fit, 3.0))
+    angle = np.deg2rad(rng.normal(0.0, 9.0))
+    mirrored = bool(rng.random() < 0.5)
+    a, b = scale * np.cos(angle), scale * np.sin(angle)
+    linear = np.array([[a, -b], [b, a]]) @ np.diag([-1.0 if mirrored else 1.0, 1.0])
+    source = np.array([rng.uniform(box[0], box[2]), rng.uniform(box[1], box[3])])
+    target = np.array([rng.uniform(0.25, 0.75) * width, rng.uniform(0.25, 0.75) * height])
+    return np.concatenate((linear, (target - linear @ source)[:, None]), axis=1), mirrored
+
+
+def photo_scene(rng: Generator, folder: CocoFolder, photo: Photo, backdrop: U8, *, complete: bool) -> Scene:
+    """A random view of a photograph with the people that carry keypoints, in front of ``backdrop`` where the view ends, same size."""
+    height, width = backdrop.shape[:2]
+    matrix, mirrored = random_view(rng, photo, height, width)
+    flags = cv2.INTER_AREA if abs(np.linalg.det(matrix[:, :2])) < 0.3 else cv2.INTER_LINEAR
+    image = cv2.warpAffine(folder.image(photo), matrix, (width, height), backdrop.copy(), flags=flags, borderMode=cv2.BORDER_TRANSPARENT)
+    labels = np.zeros((height, width), np.uint8)
+    listed = sorted((p for p in photo.people if p.has_keypoints and not p.crowd and not p.ignore), key=lambda p: -float(p.box[3] - p.box[1]))
+    keypoints, has_mask = [], []
+    for person in listed[:MAX_PEOPLE]:
+        moved = warp_keypoints(matrix, person.keypoints[None], height, width, mirrored=mirrored)[0]
+        if (moved[:, 2] > 0).sum() < 3:
+            continue
+        if person.segmentation is not None:
+            mask = decode_mask(person.segmentation, photo.height, photo.width)
+            visible = cv2.warpAffine(mask * 255, matrix, (width, height), flags=cv2.INTER_LINEAR) > 127
+            labels[visible] = len(keypoints) + 1
+        keypoints.append(moved)
+        has_mask.append(person.segmentation is not None)
+    n = len(keypoints)
+    return Scene(
+        image=image,
+        labels=labels,
+        keypoints=np.stack(keypoints).astype(np.float32) if n else np.zeros((0, JOINTS, 3), np.float32),
+        has_mask=np.array(has_mask, np.uint8),
+        complete=complete,
+    )
+
+
+def is_held_out(image_id: int, every: int) -> bool:
+    """Whether a picture belongs to the part of a source that is kept for choosing between models."""
+    return every > 0 and image_id % every == 0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _PhotoSource:
+    folder: CocoFolder
+    photos: list[Photo]
+    weight: float
+    complete: bool
+
+
+class SceneDataset(torch.utils.data.Dataset[Scene]):
+    """Random access to an endless, seeded stream of scenes; item ``i`` is a function of (seed, i)."""
+
+    def __init__(self, settings: TrainSettings) -> None:
+        from training.compose import CutoutLibrary
+
+        self.settings = settings
+        folders = {source: open_source(settings.data, source) for source in settings.sources}
+        self.sources = []
+        for source, folder in folders.items():
+            photos = [p for p in folder.photos if not is_held_out(p.image_id, source.holdout_every) and any(q.has_keypoints and not q.ignore for q in p.people)]
+            if source.photo_weight > 0:
+                self.sources.append(_PhotoSource(folder=folder, photos=photos, weight=source.photo_weight, complete=source.complete))
+        self.cutouts = CutoutLibrary(folders, settings)
+        weights = np.array([settings.compose_weight, *(source.weight for source in self.sources)])
+        self.share = weights / weights.sum()
+
+    def __len__(self) -> int:
+        return self.settings.steps * self.settings.batch_size * max(1, int(os.environ.get("WORLD_SIZE", "1")))
+
+    def scene(self, index: int) -> Scene:
+        from training.augment import photometric
+        from training.compose import compose_scene
+
+        rng = np.random.default_rng((self.settings.seed, index))
+        height, width = self.settings.canvas
+        choice = int(rng.choice(len(self.share), p=self.share))
+        if choice == 0:
+            scene = compose_scene(rng, self.cutouts, height, width)
+        else:
+            source = self.sources[choice - 1]
+            photo = source.photos[rng.integers(len(source.photos))]
+            backdrop = self.cutouts.background(rng, height, width) if rng.random() < 0.6 else np.zeros((height, width, 3), np.uint8)
+            scene = photo_scene(rng, source.folder, photo, backdrop, complete=source.complete)
+        return Scene(
+            image=photometric(rng, scene.image),
+            labels=scene.labels,
+            keypoints=scene.keypoints,
+            has_mask=scene.has_mask,
+            complete=scene.complete,
+            max_iou=scene.max_iou,
+        )
+
+    def __getitem__(self, index: int) -> Scene:
+        return self.scene(index)
+
+
+def open_source(data: Path, source: SourceSettings) -> CocoFolder:
+    return CocoFolder(data / source.annotations, data / source.images)

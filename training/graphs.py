@@ -1,0 +1,92 @@
+"""The two serving graphs around the live network, exactly as they are exported: uint8 picture in, people's candidates out; ROIs in, masks out.
+
+Normalisation, peak finding and top-k are inside, so that serving needs nothing but arrays.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from training.model import JOINTS, STRIDE, LiveNetwork
+
+PEOPLE = 32  # rows of candidates for people
+CANDIDATES = 32  # rows of candidates per joint
+CENTRE_WINDOW = 5  # cells: a person's centre is the maximum of such a square
+JOINT_WINDOW = 3
+
+
+def _peaks(probability: Tensor, window: int, count: int) -> tuple[Tensor, Tensor]:
+    """Local maxima of (B, C, h, w): values and flat cells of the ``count`` best, (B, C, count) each; the rest have value 0."""
+    highest = F.max_pool2d(probability, window, 1, window // 2)
+    peaks = torch.where(probability >= highest, probability, torch.zeros_like(probability))
+    values, cells = peaks.flatten(2).topk(count, dim=2)
+    return values, cells
+
+
+def _at_cells(maps: Tensor, cells: Tensor) -> Tensor:
+    """Values of (B, C, h, w) at flat cells (B, M) -> (B, M, C)."""
+    flat = maps.flatten(2)
+    return flat.gather(2, cells[:, None].expand(-1, flat.shape[1], -1)).transpose(1, 2)
+
+
+def people_candidates(maps: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Raw keypoint maps to what the grouping reads.
+
+    Args:
+        maps: centre (B, 1, h, w) and heatmaps (B, 17, h, w) logits; regression and offsets (B, 34, h, w) in cells, y before x.
+
+    Returns:
+        person_scores (B, P): centre probability, falling.
+        person_keypoints (B, P, 17, 3): the guess regressed from the centre, x, y in input px; third the joint's probability there.
+        joint_candidates (B, 17, M, 4): x, y in input px, probability, grouping value (0 in this family: people are told apart by the guess).
+    """
+    b, _, h, w = maps["heatmaps"].shape
+    heat = maps["heatmaps"].sigmoid()
+
+    score, centre = _peaks(maps["centre"].sigmoid(), CENTRE_WINDOW, PEOPLE)
+    score, centre = score[:, 0], centre[:, 0]  # (B, P)
+    centre_yx = torch.stack((centre // w, centre % w), dim=-1).to(heat.dtype)
+    guess = centre_yx[:, :, None] + _at_cells(maps["regression"], centre).unflatten(2, (JOINTS, 2))  # (B, P, 17, 2)
+    cell = guess.floor()
+    row, column = cell.unbind(-1)
+    inside = (row >= 0) & (row < h) & (column >= 0) & (column < w)
+    flat = (row.clamp(0, h - 1) * w + column.clamp(0, w - 1)).long().transpose(1, 2)  # (B, 17, P)
+    at_guess = heat.flatten(2).gather(2, flat).transpose(1, 2) * inside.to(heat.dtype)
+    guess_px = guess.flip(-1) * STRIDE - 0.5
+    person_keypoints = torch.cat((guess_px, at_guess[..., None]), dim=-1)
+
+    probability, cells = _peaks(heat, JOINT_WINDOW, CANDIDATES)  # (B, 17, M)
+    offsets = maps["offsets"].flatten(2).unflatten(1, (JOINTS, 2))  # (B, 17, 2, h * w)
+    shift = offsets.gather(3, cells[:, :, None].expand(-1, -1, 2, -1)).transpose(2, 3)  # (B, 17, M, 2)
+    candidate_yx = torch.stack((cells // w, cells % w), dim=-1).to(heat.dtype) + shift
+    candidate_px = candidate_yx.flip(-1) * STRIDE - 0.5
+    joint_candidates = torch.cat((candidate_px, probability[..., None], torch.zeros_like(probability)[..., None]), dim=-1)
+    return score, person_keypoints, joint_candidates
+
+
+class KeypointGraph(nn.Module):
+    """image [B, H, W, 3] uint8 RGB -> person_scores, person_keypoints, joint_candidates, features."""
+
+    def __init__(self, network: LiveNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        maps = self.network(image.permute(0, 3, 1, 2).to(torch.float32))
+        return (*people_candidates(maps), maps["features"])
+
+
+class SegmentGraph(nn.Module):
+    """features, feature_from_roi, roi_image, roi_keypoints -> probabilities [N, S, S], scores [N]."""
+
+    def __init__(self, network: LiveNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, features: Tensor, feature_from_roi: Tensor, roi_image: Tensor, roi_keypoints: Tensor) -> tuple[Tensor, Tensor]:
+        probabilities = self.network.segment(features, feature_from_roi, roi_image, roi_keypoints).sigmoid()
+        inside = (probabilities > 0.5).to(probabilities.dtype)
+        scores = (probabilities * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1.0)
+        return probabilities, scores

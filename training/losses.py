@@ -1,0 +1,122 @@
+"""What the keypoint heads and the SegModule are taught: targets on the stride-4 grid, and losses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kernels.coordinates import F32
+from training.dataset import Scene
+from training.model import JOINTS, STRIDE
+
+MIN_SIGMA_CELLS = 1.0
+SIGMA_PER_EXTENT = 0.04  # heatmap sigma in cells per cell of the person's extent
+MAX_SIGMA_CELLS = 3.0
+INCOMPLETE_WEIGHT = 0.1  # weight of empty regions in pictures where not everybody is labelled
+
+
+def mask_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy plus half a soft Dice loss; logits and targets (N, S, S), mean over people."""
+    entropy = F.binary_cross_entropy_with_logits(logits, targets)
+    p = logits.sigmoid().flatten(1)
+    t = targets.flatten(1)
+    dice = 1 - (2 * (p * t).sum(1) + 1) / (p.sum(1) + t.sum(1) + 1)
+    return entropy + 0.5 * dice.mean()
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeypointTargets:
+    """Targets of a batch on the (h, w) grid of stride 4; y before x."""
+
+    heatmaps: Tensor  # (B, 17, h, w) 0..1
+    centre: Tensor  # (B, 1, h, w) 0..1
+    weight: Tensor  # (B, 1, h, w) of the two maps above
+    people: Tensor  # (N, 3) int64: image, row, column of each person's centre
+    regression: Tensor  # (N, 17, 2) joint - centre cell, cells
+    regression_weight: Tensor  # (N, 17)
+    joints: Tensor  # (M, 4) int64: image, joint, row, column
+    offsets: Tensor  # (M, 2) joint - cell, cells
+
+    def to(self, device: torch.device) -> KeypointTargets:
+        return KeypointTargets(**{name: getattr(self, name).to(device) for name in self.__dataclass_fields__})
+
+
+def _splat(target: F32, y: float, x: float, sigma: float) -> None:
+    """Maximum of the map and a Gaussian whose peak cell is exactly 1."""
+    h, w = target.shape
+    row, column, reach = int(y), int(x), int(np.ceil(3 * sigma))
+    y0, y1, x0, x1 = max(row - reach, 0), min(row + reach + 1, h), max(column - reach, 0), min(column + reach + 1, w)
+    if y0 >= y1 or x0 >= x1:
+        return
+    ys, xs = np.arange(y0, y1) - row, np.arange(x0, x1) - column
+    bump = np.exp(-(ys[:, None] ** 2 + xs[None] ** 2) / (2 * sigma**2)).astype(np.float32)
+    np.maximum(target[y0:y1, x0:x1], bump, out=target[y0:y1, x0:x1])
+
+
+def keypoint_targets(scenes: list[Scene]) -> KeypointTargets:
+    """Draw the targets of a batch. A cell owns [4i, 4i + 4) px; positions are continuous cells, (px + 0.5) / 4."""
+    height, width = scenes[0].labels.shape
+    h, w = height // STRIDE, width // STRIDE
+    heatmaps = np.zeros((len(scenes), JOINTS, h, w), np.float32)
+    centre = np.zeros((len(scenes), 1, h, w), np.float32)
+    weight = np.ones((len(scenes), 1, h, w), np.float32)
+    people, regression, regression_weight, joints, offsets = [], [], [], [], []
+    for b, scene in enumerate(scenes):
+        for pose in scene.keypoints:
+            present = pose[:, 2] > 0
+            cells = (pose[:, 1::-1] + 0.5) / STRIDE  # (17, 2) y, x
+            extent = float(np.ptp(cells[present], axis=0).max()) + 1.0
+            sigma = float(np.clip(SIGMA_PER_EXTENT * extent, MIN_SIGMA_CELLS, MAX_SIGMA_CELLS))
+            middle = np.clip((cells[present].min(0) + cells[present].max(0)) / 2, 0, (h - 1e-3, w - 1e-3))
+            _splat(centre[b, 0], middle[0], middle[1], max(sigma, 1.5))
+            people.append((b, int(middle[0]), int(middle[1])))
+            regression.append(cells - np.floor(middle))
+            regression_weight.append(present / (extent * max(present.sum(), 1)))
+            for joint in np.flatnonzero(present):
+                y, x = cells[joint]
+                if 0 <= y < h and 0 <= x < w:
+                    _splat(heatmaps[b, joint], y, x, sigma)
+                    joints.append((b, joint, int(y), int(x)))
+                    offsets.append((y - int(y), x - int(x)))
+        if not scene.complete:
+            near = np.maximum(heatmaps[b].max(0), centre[b, 0])
+            weight[b, 0] = np.where(near > 0.01, 1.0, INCOMPLETE_WEIGHT)
+    return KeypointTargets(
+        heatmaps=torch.from_numpy(heatmaps),
+        centre=torch.from_numpy(centre),
+        weight=torch.from_numpy(weight),
+        people=torch.tensor(people, dtype=torch.int64).reshape(-1, 3),
+        regression=torch.from_numpy(np.array(regression, np.float32).reshape(-1, JOINTS, 2)),
+        regression_weight=torch.from_numpy(np.array(regression_weight, np.float32).reshape(-1, JOINTS)),
+        joints=torch.tensor(joints, dtype=torch.int64).reshape(-1, 4),
+        offsets=torch.from_numpy(np.array(offsets, np.float32).reshape(-1, 2)),
+    )
+
+
+def focal_loss(logits: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
+    """Penalty-reduced focal loss of CornerNet (eq. 1; alpha 2, beta 4), summed and divided by the number of peaks."""
+    p = logits.sigmoid().clamp(1e-5, 1 - 1e-5)
+    peak = targets > 0.999
+    positive = torch.where(peak, (1 - p) ** 2 * p.log(), torch.zeros_like(p))
+    negative = torch.where(peak, torch.zeros_like(p), (1 - targets) ** 4 * p**2 * (1 - p).log())
+    return -((positive + negative) * weight).sum() / peak.sum().clamp(min=1)
+
+
+def keypoint_losses(maps: dict[str, Tensor], targets: KeypointTargets) -> dict[str, Tensor]:
+    """Loss of each head; see `KeypointTargets` for the shapes."""
+    losses = {
+        "centre": focal_loss(maps["centre"].float(), targets.centre, targets.weight),
+        "heatmaps": focal_loss(maps["heatmaps"].float(), targets.heatmaps, targets.weight),
+    }
+    b, y, x = targets.people.unbind(1)
+    at_centres = maps["regression"].float()[b, :, y, x].unflatten(1, (JOINTS, 2))
+    error = F.smooth_l1_loss(at_centres, targets.regression, reduction="none", beta=1.0).sum(-1)
+    losses["regression"] = 4.0 * (error * targets.regression_weight).sum() / max(len(b), 1)
+    b, joint, y, x = targets.joints.unbind(1)
+    predicted = torch.stack((maps["offsets"].float()[b, 2 * joint, y, x], maps["offsets"].float()[b, 2 * joint + 1, y, x]), dim=-1)
+    losses["offsets"] = F.l1_loss(predicted, targets.offsets, reduction="sum") / max(len(b), 1)
+    return losses

@@ -1,0 +1,114 @@
+"""From scenes and poses to the ROIs the SegModule learns from: fit, augmentation, transformed joints, target masks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from numpy.random import Generator
+from torch import Tensor
+
+from kernels.coordinates import F32, F64, compose, invert, transform_points
+from kernels.pose_fit import fit_poses, whole_frame_roi
+from training.augment import jitter_pose, roi_augmentation
+from training.dataset import Scene
+from training.model import FEATURE_FROM_INPUT
+
+OKS_SIGMAS = np.array([26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89]) / 1000.0  # COCO
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoiBatch:
+    """N people of a batch of scenes, ready for `LiveNetwork.segment`."""
+
+    feature_from_roi: Tensor  # (N, 2, 3) float32
+    roi_image: Tensor  # (N,) int32
+    roi_keypoints: Tensor  # (N, 17, 3) float32, ROI px
+    targets: Tensor  # (N, S, S) float32, 0 or 1
+
+    def to(self, device: torch.device) -> RoiBatch:
+        return RoiBatch(**{name: getattr(self, name).to(device) for name in ("feature_from_roi", "roi_image", "roi_keypoints", "targets")})
+
+
+def oks(truth: F32, found: F32) -> F64:
+    """Object keypoint similarity of (N, 17, 3) true and (M, 17, 3) found poses, (N, M), with the extent of the true joints as scale."""
+    result = np.zeros((len(truth), len(found)))
+    for n, pose in enumerate(truth):
+        present = pose[:, 2] > 0
+        if not present.any():
+            continue
+        area = max(float(np.prod(np.ptp(pose[present, :2], axis=0) + 1.0)), 1.0)
+        d2 = ((found[:, present, :2] - pose[None, present, :2]) ** 2).sum(-1)
+        result[n] = np.exp(-d2 / (2 * area * (2 * OKS_SIGMAS[present]) ** 2)).mean(-1)
+    return result
+
+
+def roi_from_poses(poses: F32, templates: F32, height: int, width: int, size: int) -> F64:
+    """(N, 17, 3) poses in input px to (N, 2, 3) roi_from_input, with the whole picture where no template fits."""
+    return fit_poses(poses, templates, whole_frame_roi(height, width, size), roi_size=size).roi_from_frame.astype(np.float64)
+
+
+def build_rois(
+    rng: Generator,
+    scenes: list[Scene],
+    predicted: list[F32] | None,
+    templates: F32,
+    *,
+    size: int,
+    max_rois: int,
+    predicted_share: float,
+    augmented: bool = True,
+) -> RoiBatch | None:
+    """Choose people with masks and make their ROIs.
+
+    Args:
+        rng: draws people, jitter and augmentation.
+        scenes: the batch's pictures.
+        predicted: for each scene (M, 17, 3) poses the network found, v in {0, 2}; None to use true poses only.
+        templates: pose templates of the fit.
+        size: side S of the ROI.
+        max_rois: people at most.
+        predicted_share: chance that a person found by the network (OKS > 0.4) is learned from the found pose.
+        augmented: False gives true poses and plain windows.
+
+    Returns:
+        None when no scene has a person with a mask.
+    """
+    people = [(b, n) for b, scene in enumerate(scenes) for n in np.flatnonzero(scene.has_mask)]
+    if not people:
+        return None
+    if len(people) > max_rois:
+        people = [people[i] for i in sorted(rng.choice(len(people), max_rois, replace=False))]
+    matches = [oks(scene.keypoints, poses) for scene, poses in zip(scenes, predicted, strict=True)] if predicted is not None else []
+
+    poses, targets, matrices = [], [], []
+    for b, n in people:
+        scene = scenes[b]
+        pose = scene.keypoints[n]
+        similarity = matches[b][n] if predicted is not None and len(predicted[b]) else np.zeros(0)
+        if augmented and predicted is not None and len(similarity) and similarity.max() > 0.4 and rng.random() < predicted_share:
+            pose = predicted[b][int(similarity.argmax())].copy()
+        elif augmented:
+            pose = jitter_pose(rng, pose)
+        poses.append(pose)
+    height, width = scenes[0].labels.shape
+    fitted = roi_from_poses(np.stack(poses).astype(np.float32), templates, height, width, size)
+    for (b, n), roi_from_input in zip(people, fitted, strict=True):
+        matrix = compose(roi_augmentation(rng, size), roi_from_input) if augmented and rng.random() < 0.85 else roi_from_input
+        matrices.append(matrix)
+        visible = (scenes[b].labels == n + 1).astype(np.uint8) * 255
+        flags = cv2.INTER_LINEAR
+        targets.append(cv2.warpAffine(visible, matrix, (size, size), flags=flags) > 127)
+    stacked = np.stack(matrices)
+    keypoints = np.stack(poses).astype(np.float32)
+    moved = transform_points(stacked, keypoints[..., :2])
+    keypoints[..., :2] = np.where(keypoints[..., 2:] > 0, moved, 0)
+    feature_from_roi = compose(np.array(FEATURE_FROM_INPUT), invert(stacked))
+    return RoiBatch(
+        feature_from_roi=torch.from_numpy(feature_from_roi.astype(np.float32)),
+        roi_image=torch.tensor([b for b, _ in people], dtype=torch.int32),
+        roi_keypoints=torch.from_numpy(keypoints),
+        targets=torch.from_numpy(np.stack(targets).astype(np.float32)),
+    )

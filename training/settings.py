@@ -1,0 +1,95 @@
+"""Every choice of a training run, stored as JSON in each checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from training.model import ModelSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSettings:
+    """One COCO-format data set below the data folder and what it is used for."""
+
+    annotations: str
+    images: str  # folder or zip
+    photo_weight: float = 0.0  # share of samples that are views of its photographs
+    cutout_weight: float = 0.0  # share of the people cut out of it in composed scenes
+    complete: bool = False  # every person is annotated: unlabelled regions are background for the keypoint heads
+    holdout_every: int = 0  # pictures whose id is divisible by this are kept out of training; 0 keeps none
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """Settings of `python -m training.train`; each field is one flag or one key of the recipe file."""
+
+    data: Path  # folder the sources are relative to
+    output: Path  # checkpoints, log and plots go here
+    model: ModelSettings = field(default_factory=ModelSettings)
+    sources: tuple[SourceSettings, ...] = ()
+    backgrounds: tuple[str, ...] = ()  # folders of pictures without people, relative to `data`
+    compose_weight: float = 0.6  # share of samples composed from cut-out people
+    canvas: tuple[int, int] = (256, 320)  # height, width of a training picture, multiples of 32
+    init_movenet: Path | None = None  # ONNX file the backbone and the keypoint heads start from
+    init_checkpoint: Path | None = None  # checkpoint folder to start from (weights only)
+    seed: int = 0
+    steps: int = 6000
+    batch_size: int = 8  # pictures per step and process
+    max_rois: int = 20  # people per step and process that the mask loss sees
+    learning_rate: float = 2e-3
+    schedule: str = "cosine"  # cosine | paper (x0.1 after 33/40 of the steps) | release (x0.1, x0.01 after 15/25 and 20/25)
+    lr_scale: dict[str, float] = field(
+        default_factory=lambda: {"backbone": 0.0, "top_down": 0.0, "keypoint_heads": 0.0, "mask_laterals": 1.0, "seg_module": 1.0}
+    )  # per part of the network; 0 freezes it
+    warmup_steps: int = 150
+    weight_decay: float = 0.03
+    optimiser: str = "adamw"  # adamw | adam (the paper's release: weight decay 0)
+    gradient_clip: float = 5.0
+    ema: float = 0.998
+    mask_loss_weight: float = 3.0
+    keypoint_loss_weight: float = 1.0
+    predicted_pose_share: float = 0.5  # share of ROIs that use the network's own decoded pose where it finds the person
+    workers: int = 1
+    amp: bool = True  # half precision on a GPU; never on a CPU
+    log_every: int = 20
+    validate_every: int = 1000
+    checkpoint_every: int = 250
+
+    def __post_init__(self) -> None:
+        if any(side % 32 for side in self.canvas):
+            raise ValueError(f"canvas must be multiples of 32, got {self.canvas}")
+        for name, allowed in (("schedule", ("cosine", "paper", "release")), ("optimiser", ("adamw", "adam"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+
+    def to_json(self) -> dict[str, Any]:
+        return json.loads(json.dumps(dataclasses.asdict(self), default=str))  # type: ignore[no-any-return]
+
+
+def settings_from_json(content: dict[str, Any], **overrides: Any) -> TrainSettings:
+    """Settings out of a recipe or a checkpoint; unknown keys are an error, keyword arguments win.
+
+    Raises:
+        ValueError: an unknown key or a value that is not allowed.
+    """
+    merged = {**content, **{key: value for key, value in overrides.items() if value is not None}}
+    known = {f.name for f in dataclasses.fields(TrainSettings)}
+    unknown = sorted(set(merged) - known)
+    if unknown:
+        raise ValueError(f"unknown training settings {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+    for name in ("data", "output", "init_movenet", "init_checkpoint"):
+        if merged.get(name) is not None:
+            merged[name] = Path(merged[name])
+    if isinstance(merged.get("model"), dict):
+        model = dict(merged["model"])
+        model["seg_dilations"] = tuple(model.get("seg_dilations", ModelSettings.seg_dilations))
+        merged["model"] = ModelSettings(**model)
+    merged["sources"] = tuple(s if isinstance(s, SourceSettings) else SourceSettings(**s) for s in merged.get("sources", ()))
+    for name in ("backgrounds", "canvas"):
+        if name in merged:
+            merged[name] = tuple(merged[name])
+    return TrainSettings(**merged)

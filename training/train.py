@@ -1,0 +1,347 @@
+"""Train the live network: `python -m training.train --recipe training/live.json --data DATA --output runs/NAME`.
+
+Resumes by itself from the newest checkpoint in the output folder, exactly: sample i of the run depends on the seed and on i alone.
+On several GPUs: `torchrun --nproc-per-node N -m training.train ...`. A loss that is not finite stops the run and names the batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, distributed
+
+from kernels.coordinates import F32
+from kernels.pose_decoding import DecodeParameters, decode_people
+from kernels.pose_fit import PAPER_TEMPLATES, prepare_templates
+from training.checkpoint import CheckpointError, latest_checkpoint, load_weights, restore, save_checkpoint
+from training.dataset import DataError, Scene, SceneDataset
+from training.graphs import people_candidates
+from training.losses import keypoint_losses, keypoint_targets, mask_loss
+from training.model import INPUT_SCALE, LiveNetwork
+from training.rois import build_rois
+from training.settings import TrainSettings, settings_from_json
+
+JOINT_THRESHOLD = 0.15  # a decoded joint below it counts as not found
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss became NaN or infinite; the message names step and samples."""
+
+
+class SampleOrder(torch.utils.data.Sampler[int]):
+    """Sample numbers of one process from a given step on: step s of rank r takes a block of its own."""
+
+    def __init__(self, settings: TrainSettings, first_step: int, rank: int, world: int) -> None:
+        self.settings, self.first_step, self.rank, self.world = settings, first_step, rank, world
+
+    def __iter__(self) -> Iterator[int]:
+        size = self.settings.batch_size
+        for step in range(self.first_step, self.settings.steps):
+            start = (step * self.world + self.rank) * size
+            yield from range(start, start + size)
+
+    def __len__(self) -> int:
+        return (self.settings.steps - self.first_step) * self.settings.batch_size
+
+
+def learning_rate_factor(settings: TrainSettings, step: int) -> float:
+    """Multiple of the base rate at a step: warm-up, then the schedule by share of the run."""
+    share = step / settings.steps
+    if settings.schedule == "cosine":
+        warm = min(1.0, (step + 1) / max(settings.warmup_steps, 1))
+        return warm * (0.5 + 0.5 * math.cos(math.pi * share))
+    warm = 1 / 3 + 2 / 3 * min(1.0, step / max(settings.warmup_steps, 1))  # spec section 7: lr/3 -> lr
+    drops = (33 / 40,) if settings.schedule == "paper" else (15 / 25, 20 / 25)
+    return warm * 0.1 ** sum(share >= drop for drop in drops)
+
+
+def build_optimiser(network: LiveNetwork, settings: TrainSettings) -> torch.optim.Optimizer:
+    """One parameter group per part and decay; frozen parts (scale 0) lose their gradients. Norms and biases do not decay."""
+    groups = []
+    for part, module in network.named_children():
+        scale = settings.lr_scale[part]
+        for parameter in module.parameters():
+            parameter.requires_grad_(scale > 0)
+        if scale > 0:
+            decayed = [p for p in module.parameters() if p.ndim > 1 and p.shape[1] > 1]
+            plain = [p for p in module.parameters() if not (p.ndim > 1 and p.shape[1] > 1)]
+            rate = settings.learning_rate * scale
+            groups.append({"params": decayed, "weight_decay": settings.weight_decay, "lr": rate, "base": rate})
+            groups.append({"params": plain, "weight_decay": 0.0, "lr": rate, "base": rate})
+    if not groups:
+        raise ValueError("every part of the network is frozen: set an lr_scale above 0")
+    kind = torch.optim.AdamW if settings.optimiser == "adamw" else torch.optim.Adam
+    return kind(groups, betas=(0.9, 0.999), eps=1e-8)
+
+
+def found_poses(maps: dict[str, Tensor], parameters: DecodeParameters) -> list[F32]:
+    """Poses the network itself finds in each picture of the batch, (M, 17, 3) with v in {0, 2}."""
+    with torch.no_grad():
+        scores, keypoints, candidates = (t.float().cpu().numpy() for t in people_candidates(maps))
+    poses = []
+    for image in range(len(scores)):
+        found, _ = decode_people(scores[image], keypoints[image], candidates[image], parameters=parameters)
+        pose = found.copy()
+        pose[..., 2] = np.where(found[..., 2] > JOINT_THRESHOLD, 2, 0)
+        pose[pose[..., 2] == 0] = 0
+        poses.append(pose[(pose[..., 2] > 0).sum(1) >= 3])
+    return poses
+
+
+class Trainer(torch.nn.Module):
+    """One forward pass with all losses; a module so that DistributedDataParallel sees a single call."""
+
+    def __init__(self, network: LiveNetwork, settings: TrainSettings) -> None:
+        super().__init__()
+        self.network, self.settings = network, settings
+        self.templates = prepare_templates(PAPER_TEMPLATES)
+        self.learns_keypoints = any(settings.lr_scale[part] > 0 for part in ("backbone", "top_down", "keypoint_heads"))
+        self.trunk_frozen = all(settings.lr_scale[part] == 0 for part in ("backbone", "top_down"))
+        self.decoding = DecodeParameters()
+
+    def maps(self, image: Tensor) -> dict[str, Tensor]:
+        if not self.trunk_frozen:
+            return self.network(image)  # type: ignore[no-any-return]
+        network = self.network
+        with torch.no_grad():
+            levels = network.backbone(image.to(torch.float32) * INPUT_SCALE - 1.0)
+            trunk = network.top_down(levels)
+        with torch.set_grad_enabled(self.learns_keypoints and torch.is_grad_enabled()):
+            maps = network.keypoint_heads(trunk)
+        return {**maps, "features": network.mask_laterals(levels, trunk)}
+
+    def forward(self, image: Tensor, scenes: list[Scene], rng: np.random.Generator) -> dict[str, Tensor]:
+        settings = self.settings
+        maps = self.maps(image)
+        losses: dict[str, Tensor] = {}
+        if self.learns_keypoints and settings.keypoint_loss_weight > 0:
+            for name, loss in keypoint_losses(maps, keypoint_targets(scenes).to(image.device)).items():
+                losses[name] = settings.keypoint_loss_weight * loss
+        rois = build_rois(
+            rng,
+            scenes,
+            found_poses(maps, self.decoding) if settings.predicted_pose_share > 0 else None,
+            self.templates,
+            size=settings.model.roi_size,
+            max_rois=settings.max_rois,
+            predicted_share=settings.predicted_pose_share,
+        )
+        if rois is not None:
+            rois = rois.to(image.device)
+            logits = self.network.segment(maps["features"], rois.feature_from_roi, rois.roi_image, rois.roi_keypoints)
+            losses["mask"] = settings.mask_loss_weight * mask_loss(logits.float(), rois.targets)
+        else:  # keeps every parameter in the graph of a distributed step
+            losses["mask"] = 0.0 * maps["features"].sum()
+        return losses
+
+
+@torch.no_grad()
+def update_average(average: LiveNetwork, network: LiveNetwork, decay: float, step: int) -> None:
+    """Exponential moving average of weights and batch-norm statistics, with a short memory at the start."""
+    decay = min(decay, (1 + step) / (10 + step))
+    source = network.state_dict()
+    for name, value in average.state_dict().items():
+        if value.is_floating_point():
+            value.lerp_(source[name], 1 - decay)
+        else:
+            value.copy_(source[name])
+
+
+def set_mode(network: LiveNetwork, settings: TrainSettings) -> None:
+    """Training mode for what learns; frozen parts stay as they serve."""
+    network.train()
+    for part, module in network.named_children():
+        if settings.lr_scale[part] == 0:
+            module.eval()
+
+
+def new_network(settings: TrainSettings) -> LiveNetwork:
+    from training.movenet_weights import load_movenet
+
+    torch.manual_seed(settings.seed)
+    network = LiveNetwork(settings.model)
+    if settings.init_checkpoint is not None:
+        network.load_state_dict(load_weights(settings.init_checkpoint).state_dict())
+    elif settings.init_movenet is not None:
+        load_movenet(network, settings.init_movenet)
+    return network
+
+
+def train(settings: TrainSettings, *, stop_after: int | None = None) -> Path:
+    """Run or resume training to ``settings.steps``; returns the last checkpoint.
+
+    Args:
+        settings: the run. A folder that already holds checkpoints is resumed, and must hold the same settings but for length and paths.
+        stop_after: end early after this step, as an interruption would.
+
+    Raises:
+        NonFiniteLoss: the loss is not finite. DataError, CheckpointError: inputs cannot be read.
+    """
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else torch.device("cpu")
+    if world > 1 and not distributed.is_initialized():
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    network = new_network(settings).to(device, memory_format=torch.channels_last)
+    average = copy.deepcopy(network).eval().requires_grad_(False)
+    optimiser = build_optimiser(network, settings)
+    history: list[dict[str, Any]] = []
+    first_step = 0
+    newest = latest_checkpoint(settings.output)
+    if newest is not None:
+        state = restore(newest, network=network, ema=average, optimiser=optimiser)
+        first_step, history = state["step"], state["history"]
+    model: torch.nn.Module = Trainer(network, settings)
+    if world > 1:
+        model = torch.nn.parallel.DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+    scaler = torch.amp.GradScaler(enabled=settings.amp and device.type == "cuda")
+
+    dataset = SceneDataset(settings)
+    loader = torch.utils.data.DataLoader(
+        dataset,
+        batch_size=settings.batch_size,
+        sampler=SampleOrder(settings, first_step, rank, world),
+        num_workers=settings.workers,
+        collate_fn=list,
+        prefetch_factor=4 if settings.workers else None,
+        worker_init_fn=_single_thread,
+    )
+    quiet = rank > 0
+    progress = Progress(
+        TextColumn("train"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"), TimeElapsedColumn(), TimeRemainingColumn(), disable=quiet
+    )
+    set_mode(network, settings)
+    sums: dict[str, float] = {}
+    started, pictures = time.monotonic(), 0
+    checkpoint = newest
+    with progress:
+        task = progress.add_task("train", total=settings.steps, completed=first_step, loss="")
+        for step, scenes in enumerate(loader, start=first_step):
+            factor = learning_rate_factor(settings, step)
+            for group in optimiser.param_groups:
+                group["lr"] = group["base"] * factor
+            image = torch.from_numpy(np.stack([s.image for s in scenes])).to(device).permute(0, 3, 1, 2)
+            rng = np.random.default_rng((settings.seed, 1, step, rank))
+            with torch.autocast(device.type, enabled=scaler.is_enabled()):
+                losses = model(image, scenes, rng)
+            total = torch.stack(list(losses.values())).sum()
+            if not torch.isfinite(total):
+                values = ", ".join(f"{name} {float(value):.3g}" for name, value in losses.items())
+                first = (step * world + rank) * settings.batch_size
+                raise NonFiniteLoss(f"step {step}: loss is not finite ({values}); samples {first} to {first + settings.batch_size - 1} of seed {settings.seed}")
+            optimiser.zero_grad(set_to_none=True)
+            scaler.scale(total).backward()
+            scaler.unscale_(optimiser)
+            torch.nn.utils.clip_grad_norm_([p for p in network.parameters() if p.requires_grad], settings.gradient_clip)
+            scaler.step(optimiser)
+            scaler.update()
+            update_average(average, network, settings.ema, step)
+            done = step + 1
+            pictures += settings.batch_size * world
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + float(value.detach())
+            if done % settings.log_every == 0 or done == settings.steps:
+                entry = {"step": done, **{name: round(value / settings.log_every, 5) for name, value in sums.items()}}
+                entry["pictures_per_s"] = round(pictures / (time.monotonic() - started), 2)
+                history.append(entry)
+                sums = {}
+                text = " ".join(f"{name}={value}" for name, value in entry.items() if name != "step")
+                progress.update(task, completed=done, loss=text)
+                if not quiet and not progress.console.is_terminal:
+                    print(f"step={done}/{settings.steps} {text}", flush=True)
+            if rank == 0 and (done % settings.validate_every == 0 or done == settings.steps):
+                from training.evaluate import validate
+
+                entry = {"step": done, "validation": validate(average, settings)}
+                history.append(entry)
+                print(json.dumps(entry), flush=True)
+            stopping = stop_after is not None and done >= stop_after
+            if rank == 0 and (done % settings.checkpoint_every == 0 or done == settings.steps or stopping):
+                checkpoint = save_checkpoint(
+                    settings.output,
+                    step=done,
+                    network=network,
+                    ema=average,
+                    optimiser=optimiser,
+                    state={"settings": settings.to_json(), "history": history},
+                )
+                plot_history(history, settings.output / "history.png")
+            if stopping:
+                break
+    if checkpoint is None:
+        raise CheckpointError(f"{settings.output} holds no checkpoint and no step was run")
+    return checkpoint
+
+
+def _single_thread(worker: int) -> None:
+    import cv2
+
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+
+
+def plot_history(history: list[dict[str, Any]], path: Path) -> None:
+    """Losses and validation figures over the steps, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4))
+    logged = [entry for entry in history if "validation" not in entry]
+    for name in sorted({key for entry in logged for key in entry} - {"step", "pictures_per_s"}):
+        points = [(entry["step"], entry[name]) for entry in logged if name in entry]
+        left.plot(*zip(*points, strict=True), label=name, linewidth=1)
+    validated = [entry for entry in history if "validation" in entry]
+    for name in sorted({key for entry in validated for key in entry["validation"]}):
+        points = [(entry["step"], entry["validation"][name]) for entry in validated if entry["validation"].get(name) is not None]
+        right.plot(*zip(*points, strict=True), marker="o", label=name)
+    for axis, title in ((left, "training loss"), (right, "held-out people")):
+        axis.set(title=title, xlabel="step")
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=8)
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def parse_arguments(arguments: list[str] | None = None) -> TrainSettings:
+    parser = argparse.ArgumentParser(prog="python -m training.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", type=Path, required=True, help="JSON file of settings, such as training/live.json")
+    parser.add_argument("--data", type=Path, required=True, help="folder the recipe's sources are relative to")
+    parser.add_argument("--output", type=Path, required=True, help="folder for checkpoints and plots; resumed if it holds some")
+    parser.add_argument("--init-movenet", type=Path, help="ONNX file of MoveNet MultiPose Lightning to start from")
+    parser.add_argument("--init-checkpoint", type=Path, help="checkpoint folder to start from")
+    for name, kind in (("steps", int), ("batch-size", int), ("workers", int), ("seed", int), ("learning-rate", float)):
+        parser.add_argument(f"--{name}", type=kind, help="overrides the recipe")
+    options = parser.parse_args(arguments)
+    recipe = json.loads(options.recipe.read_text())
+    overrides = {key: value for key, value in vars(options).items() if key != "recipe"}
+    return settings_from_json(recipe, **overrides)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    try:
+        settings = parse_arguments(arguments)
+        path = train(settings)
+    except (DataError, CheckpointError, NonFiniteLoss, ValueError, FileNotFoundError, json.JSONDecodeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"finished: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
