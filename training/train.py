@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -207,6 +208,7 @@ def train(settings: TrainSettings, *, stop_after: int | None = None) -> Path:
         model = torch.nn.parallel.DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
     scaler = torch.amp.GradScaler(enabled=settings.amp and device.type == "cuda")
 
+    cv2.setNumThreads(1)  # before the data is touched: OpenCV's thread pool does not survive the fork of the workers
     dataset = SceneDataset(settings)
     loader = torch.utils.data.DataLoader(
         dataset,
@@ -285,9 +287,6 @@ def train(settings: TrainSettings, *, stop_after: int | None = None) -> Path:
 
 
 def _single_thread(worker: int) -> None:
-    import cv2
-
-    cv2.setNumThreads(1)
     torch.set_num_threads(1)
 
 
