@@ -1,6 +1,7 @@
 """Scale a frame into a network input: aspect kept, top-left aligned, zeros to the right and below.
 
-Convention: integer coordinates are pixel centres and pixel edges stay in place, x' = s x + (s - 1) / 2, which is what OpenCV's resize does.
+Convention: integer coordinates are pixel centres and pixel edges stay in place, x' = s x + (s - 1) / 2, which is what
+OpenCV's resize does.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def plan_letterbox(frame_height: int, frame_width: int, *, long_side: int, multi
     """
     if min(frame_height, frame_width, long_side, multiple) < 1:
         raise ValueError(
-            f"sizes must be at least 1 px, got frame {frame_height} x {frame_width}, long side {long_side}, multiple {multiple}"
+            f"sizes must be at least 1 px, got frame {frame_height} x {frame_width}, "
+            f"long side {long_side}, multiple {multiple}"
         )
     scale = long_side / max(frame_height, frame_width)
     content_height, content_width = (max(1, math.floor(side * scale + 0.5)) for side in (frame_height, frame_width))
@@ -102,7 +104,7 @@ def _checked(image: U8, plan: Letterbox, out: U8 | None) -> U8:
 
 
 def letterbox_reference(image: U8, plan: Letterbox) -> U8:
-    """`letterbox` written as two small matrix products, one per axis; differs from OpenCV by rounding, at most one level."""
+    """`letterbox` written as two small matrix products, one per axis; equal but for rounding, at most one level."""
     out = _checked(image, plan, None)
     out[...] = 0
     shrinks = plan.content_height <= plan.frame_height and plan.content_width <= plan.frame_width

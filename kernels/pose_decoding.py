@@ -1,19 +1,21 @@
 """Group the joint candidates of a bottom-up keypoint network into people, without boxes and without box suppression.
 
-The network gives, for each likely person centre, a rough guess of all 17 joints, and for each joint the peaks of a heatmap that all people
-share. Here every guessed joint looks for its peak:
+The network gives, for each likely person centre, a rough guess of all 17 joints, and for each joint the peaks of a
+heatmap that all people share. Here every guessed joint looks for its peak:
 
-    1. Of the peaks within reach, the one with the greatest *claim* = probability / (1 + distance^2 / spread^2), distance and spread
-       measured against the size of that person (the heavy tail lets stretched limbs reach their peak).
+    1. Of the peaks within reach, the one with the greatest *claim* = probability / (1 + distance^2 / spread^2),
+       distance and spread measured against the size of that person (the heavy tail lets stretched limbs reach their
+       peak).
     2. The guesses move along with the joints found at the other ends of their limbs, and step 1 is repeated.
-    3. Rows that describe the same pose are suppressed by object keypoint similarity (OKS), a measure on joints: two people in each other's
-       arms have overlapping boxes but different joints.
-    4. Two people who claim the same peak: the weaker claim moves to its next peak if that is nearly as good, else the joint is shared.
+    3. Rows that describe the same pose are suppressed by object keypoint similarity (OKS), a measure on joints: two
+       people in each other's arms have overlapping boxes but different joints.
+    4. Two people who claim the same peak: the weaker claim moves to its next peak if that is nearly as good, else the
+       joint is shared.
 
 Convention: x, y in input px throughout; nothing here knows the frame.
 
-Source: the decoding of MoveNet MultiPose weighs a shared heatmap by a Gaussian around the regressed joint; claims, repetition, suppression
-and second choices are ours, see `DecodeParameters` for what they were selected on.
+Source: the decoding of MoveNet MultiPose weighs a shared heatmap by a Gaussian around the regressed joint; claims,
+repetition, suppression and second choices are ours, see `DecodeParameters` for what they were selected on.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from kernels.compilation import compiled
 from kernels.coordinates import F32, F64
 from kernels.skeleton import JOINTS, LIMBS
 
-#: (17,) COCO's per-joint constants k_i of the object keypoint similarity: twice the annotators' standard deviation over sqrt(area).
+#: (17,) COCO's per-joint constants k_i of the object keypoint similarity: twice the annotators' standard deviation over
+#: sqrt(area).
 OKS_SPREADS: F64 = 2.0 * np.array(
     [
         0.026,
@@ -56,15 +59,17 @@ NO_PEAK = -1
 class DecodeParameters:
     """How peaks become people.
 
-    The defaults were selected with the raw maps of MoveNet MultiPose Lightning, before any fine-tuning, by keypoint AP on the 28 images of
-    the COCO-MINI training set at long sides 384, 448 and 512 together, and on 300 LSPe images at 384; no validation image took part.
-    They lie on a plateau: neighbouring values change AP by less than 0.005.
+    The defaults were selected with the raw maps of MoveNet MultiPose Lightning, before any fine-tuning, by keypoint AP
+    on the 28 images of the COCO-MINI training set at long sides 384, 448 and 512 together, and on 300 LSPe images at
+    384; no validation image took part. They lie on a plateau: neighbouring values change AP by less than 0.005.
     """
 
     min_centre_score: float = 0.05
-    """Centres below it are not decoded at all. It saves time; the caller's threshold on the person score decides what is shown."""
+    """Centres below it are not decoded at all. It saves time; the caller's threshold on the person score decides what
+    is shown."""
     spread: float = 0.2
-    """Distance from the guess at which a claim is halved, as a share of the person's size (diagonal of the guessed joints)."""
+    """Distance from the guess at which a claim is halved, as a share of the person's size (diagonal of the guessed
+    joints)."""
     reach: float = 0.8
     """Peaks further from the guess than this share of the person's size are not considered: the guess itself stands."""
     guess_weight: float = 0.3
@@ -111,14 +116,18 @@ def decode_people(
 
     Args:
         person_scores: (P,) probability of each centre.
-        person_keypoints: (P, 17, 3): the guessed joints of each centre, x, y in input px; third value the heatmap's probability there.
-        joint_candidates: (17, M, 4): heatmap peaks of each joint: x, y in input px, probability, grouping value (not used here).
+        person_keypoints: (P, 17, 3): the guessed joints of each centre, x, y in input px; third value the heatmap's
+            probability there.
+        joint_candidates: (17, M, 4): heatmap peaks of each joint: x, y in input px, probability, grouping value (not
+            used here).
         parameters: see there.
 
     Returns:
-        keypoints (N, 17, 3) float32: x, y in input px and confidence 0..1 = sqrt(claim x probability); a joint that found no peak keeps its
-        guess and the heatmap's probability there. Every joint of a person is given; the caller chooses which confidence to believe.
-        scores (N,) float32, falling. N may be 0. Rows, joints and candidates with NaN or infinity are left out (confidence 0).
+        keypoints (N, 17, 3) float32: x, y in input px and confidence 0..1 = sqrt(claim x probability); a joint that
+        found no peak keeps its guess and the heatmap's probability there. Every joint of a person is given; the caller
+        chooses which confidence to believe.
+        scores (N,) float32, falling. N may be 0. Rows, joints and candidates with NaN or infinity are left out
+        (confidence 0).
 
     Raises:
         ValueError: the shapes do not agree.
@@ -169,7 +178,8 @@ def _check(person_scores: F32, person_keypoints: F32, joint_candidates: F32) -> 
     people = len(person_scores)
     if person_scores.ndim != 1 or person_keypoints.shape != (people, JOINTS, 3):
         raise ValueError(
-            f"person_scores must be (P,) and person_keypoints (P, {JOINTS}, 3), got {person_scores.shape} and {person_keypoints.shape}"
+            f"person_scores must be (P,) and person_keypoints (P, {JOINTS}, 3), "
+            f"got {person_scores.shape} and {person_keypoints.shape}"
         )
     if joint_candidates.ndim != 3 or joint_candidates.shape[0] != JOINTS or joint_candidates.shape[2] != 4:
         raise ValueError(f"joint_candidates must be ({JOINTS}, M, 4), got {joint_candidates.shape}")

@@ -1,10 +1,12 @@
 """Fit poses to pose templates: the similarity that carries each person upright into a square region of interest (ROI).
 
-Convention: points are (x, y) in frame px (any frame of uniform scale will do) and pass into ROI px; a fit is rotation, uniform scale and
-shift, four numbers, never a reflection and never a shear. Left-right mirrored people are met by mirrored templates.
+Convention: points are (x, y) in frame px (any frame of uniform scale will do) and pass into ROI px; a fit is rotation,
+uniform scale and shift, four numbers, never a reflection and never a shear. Left-right mirrored people are met by
+mirrored templates.
 
-Source: Pose2Seg section 3.2, Eq. 5, as the released code computes it (score, hard rule, scale rule). Differs: closed form instead of an
-SVD per template, the same minimum; coinciding joints fall back instead of getting a minimum-norm solution.
+Source: Pose2Seg section 3.2, Eq. 5, as the released code computes it (score, hard rule, scale rule). Differs: closed
+form instead of an SVD per template, the same minimum; coinciding joints fall back instead of getting a minimum-norm
+solution.
 """
 
 from __future__ import annotations
@@ -97,8 +99,8 @@ def prepare_templates(centres: ArrayLike, *, threshold: float = 0.4, factor: flo
         factor: enlarges the templates about the middle of the square; above 1 the ROI is tighter around the person.
 
     Returns:
-        (2k, 17, 3) float32: the k templates, then their mirror images (left and right labels swapped); undefined joints are all zero,
-        the third value of the others is their mean visibility.
+        (2k, 17, 3) float32: the k templates, then their mirror images (left and right labels swapped); undefined joints
+        are all zero, the third value of the others is their mean visibility.
     """
     templates = np.array(centres, np.float32)
     if templates.ndim != 3 or templates.shape[1:] != (17, 3):
@@ -109,7 +111,8 @@ def prepare_templates(centres: ArrayLike, *, threshold: float = 0.4, factor: flo
 
 
 def whole_frame_roi(frame_height: int, frame_width: int, roi_size: int) -> F32:
-    """Matrix (2, 3) that takes the whole frame into the ROI, upright, its top-left corner on the ROI's; frame px to ROI px.
+    """Matrix (2, 3) that takes the whole frame into the ROI, upright, its top-left corner on the ROI's; frame px to ROI
+    px.
 
     Scale roi_size / max(height, width) with pixel edges kept in place: the ROI of a person whom no template fits.
     """
@@ -131,7 +134,8 @@ def fit_poses(
     """Fit each pose to every template by least squares and keep the best.
 
     Args:
-        keypoints: (N, K, 3): x, y in frame px, third value > 0 where the joint is usable. A joint with NaN or infinity is not.
+        keypoints: (N, K, 3): x, y in frame px, third value > 0 where the joint is usable. A joint with NaN or infinity
+            is not.
         templates: (T, K, 3): x, y in the unit square, third value > 0 where defined; see `prepare_templates`.
         fallback_roi_from_frame: (2, 3) matrix of a person whom no template fits; see `whole_frame_roi`.
         roi_size: side S of the ROI, px; the unit square of the templates fills it.
@@ -140,13 +144,14 @@ def fit_poses(
         min_scale_rule: the best fit is used only if it magnifies more than the fallback does.
 
     Returns:
-        PoseFit for N people. Nobody accepted (fewer than three shared joints, coinciding joints, scale rule): index -1, score 0 and the
-        fallback matrix, which is no error. Of equal scores the first template wins.
+        PoseFit for N people. Nobody accepted (fewer than three shared joints, coinciding joints, scale rule): index -1,
+        score 0 and the fallback matrix, which is no error. Of equal scores the first template wins.
 
     Raises:
         ValueError: the shapes do not agree.
 
-    Source: Pose2Seg section 3.2; score = mean of exp(-|residual|^2 / 2) over the shared joints, times shared / joints in either.
+    Source: Pose2Seg section 3.2; score = mean of exp(-|residual|^2 / 2) over the shared joints, times shared / joints
+    in either.
     """
     fallback = _checked(keypoints, templates, fallback_roi_from_frame)
     roi_from_frame, template_index, fit_scores = _fit_poses(

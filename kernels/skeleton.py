@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from kernels.compilation import compiled
 from kernels.coordinates import F32, I32
 
 JOINT_NAMES = (
@@ -56,3 +57,119 @@ LIMBS: I32 = np.array(
     np.int32,
 )
 CHANNELS = JOINTS + 2 * len(LIMBS)
+
+HEATMAP_SIGMA_PX = 3.0
+HEATMAP_CUTOFF = 4.6025  # exponent beyond which the map is zero: a radius of 9.1 px, a floor of 0.01
+LIMB_HALF_WIDTH_PX = 1.0
+
+
+def skeleton_features(roi_keypoints: F32, size: int = 64) -> F32:
+    """Draw 17 joint maps and 19 limb vector fields for each person.
+
+    Args:
+        roi_keypoints: (N, 17, 3): x, y in ROI px; third value 0 absent, 1 labelled but hidden, 2 visible. NaN or
+            infinity counts as absent.
+        size: side S of the ROI, px.
+
+    Returns:
+        (N, 55, S, S) float32 in -1..1. Channels 0..16: a Gaussian around each joint, negative for hidden ones. Channels
+        17 + 2k and 18 + 2k: x and y of limb k's direction, within 1 px of the line between its joints. A joint outside
+        the ROI may leave a partial blob.
+
+    Raises:
+        ValueError: the shape.
+
+    Source: Pose2Seg section 3.3 (17 + 38 channels); sigma, width and signs from the released code.
+    """
+    _check(roi_keypoints, size)
+    return _skeleton_features(np.ascontiguousarray(roi_keypoints, np.float32), LIMBS, size)
+
+
+def _check(roi_keypoints: F32, size: int) -> None:
+    if roi_keypoints.ndim != 3 or roi_keypoints.shape[1:] != (JOINTS, 3):
+        raise ValueError(f"roi_keypoints must be (N, {JOINTS}, 3), got {roi_keypoints.shape}")
+    if size < 1:
+        raise ValueError(f"size must be at least 1 px, got {size}")
+
+
+@compiled
+def _skeleton_features(roi_keypoints: F32, limbs: I32, size: int) -> F32:
+    people, joints = roi_keypoints.shape[0], roi_keypoints.shape[1]
+    maps = np.zeros((people, joints + 2 * len(limbs), size, size), np.float32)
+    variance2 = 2.0 * HEATMAP_SIGMA_PX**2
+    radius = np.sqrt(variance2 * HEATMAP_CUTOFF)
+    fall_x = np.empty(size, np.float64)
+    for n in range(people):
+        for k in range(joints):
+            x, y, v = float(roi_keypoints[n, k, 0]), float(roi_keypoints[n, k, 1]), roi_keypoints[n, k, 2]
+            if not (v > 0.5 and np.isfinite(x) and np.isfinite(y)):
+                continue
+            sign = 1.0 if v > 1.5 else -1.0
+            first, last = _inside(x - radius, x + radius + 1.0, size)
+            for column in range(first, last):
+                fall_x[column] = np.exp(-((column - x) ** 2) / variance2)
+            top, bottom = _inside(y - radius, y + radius + 1.0, size)
+            for row in range(top, bottom):
+                dy2 = (row - y) ** 2
+                fall_y = sign * np.exp(-dy2 / variance2)
+                for column in range(first, last):
+                    if ((column - x) ** 2 + dy2) / variance2 < HEATMAP_CUTOFF:
+                        maps[n, k, row, column] = fall_y * fall_x[column]
+        for limb in range(len(limbs)):
+            i, j = limbs[limb]
+            x1, y1, x2, y2 = (
+                float(roi_keypoints[n, i, 0]),
+                float(roi_keypoints[n, i, 1]),
+                float(roi_keypoints[n, j, 0]),
+                float(roi_keypoints[n, j, 1]),
+            )
+            length = np.sqrt((x2 - x1) ** 2 + (y2 - y1) ** 2)
+            if not (roi_keypoints[n, i, 2] > 0.5 and roi_keypoints[n, j, 2] > 0.5 and 0.0 < length < np.inf):
+                continue
+            ex, ey = (x2 - x1) / length, (y2 - y1) / length
+            first, last = _inside(
+                np.rint(min(x1, x2) - LIMB_HALF_WIDTH_PX), np.rint(max(x1, x2) + LIMB_HALF_WIDTH_PX), size
+            )
+            top, bottom = _inside(
+                np.rint(min(y1, y2) - LIMB_HALF_WIDTH_PX), np.rint(max(y1, y2) + LIMB_HALF_WIDTH_PX), size
+            )
+            for row in range(top, bottom):
+                for column in range(first, last):
+                    if abs((column - x1) * ey - (row - y1) * ex) < LIMB_HALF_WIDTH_PX:
+                        maps[n, joints + 2 * limb, row, column] = ex
+                        maps[n, joints + 2 * limb + 1, row, column] = ey
+    return maps
+
+
+@compiled
+def _inside(low: float, high: float, size: int) -> tuple[int, int]:
+    """Integer range low <= i < high cut to 0..size; cut as floats, since far joints exceed every integer."""
+    return int(max(np.ceil(low), 0.0)) if low < size else size, int(min(np.ceil(high), float(size))) if high > 0 else 0
+
+
+def skeleton_features_reference(roi_keypoints: F32, size: int = 64) -> F32:
+    """`skeleton_features` as the formulas read, every map evaluated on the whole grid."""
+    _check(roi_keypoints, size)
+    maps = np.zeros((len(roi_keypoints), CHANNELS, size, size), np.float32)
+    grid_y, grid_x = np.mgrid[:size, :size].astype(np.float64)
+    for n, person in enumerate(roi_keypoints.astype(np.float64)):
+        present = [bool(np.isfinite(joint).all() and joint[2] > 0.5) for joint in person]
+        for k, (x, y, v) in enumerate(person):
+            if present[k]:
+                exponent = ((grid_x - x) ** 2 + (grid_y - y) ** 2) / (2.0 * HEATMAP_SIGMA_PX**2)
+                blob = np.where(exponent < HEATMAP_CUTOFF, np.exp(-exponent), 0.0)
+                maps[n, k] = blob if v > 1.5 else -blob
+        for limb, (i, j) in enumerate(LIMBS):
+            (x1, y1), (x2, y2) = person[i, :2], person[j, :2]
+            length = np.hypot(x2 - x1, y2 - y1)
+            if not (present[i] and present[j] and length > 0):
+                continue
+            ex, ey = (x2 - x1) / length, (y2 - y1) / length
+            drawn = np.abs((grid_x - x1) * ey - (grid_y - y1) * ex) < LIMB_HALF_WIDTH_PX
+            for grid, a, b in ((grid_x, x1, x2), (grid_y, y1, y2)):
+                drawn &= (grid >= np.rint(min(a, b) - LIMB_HALF_WIDTH_PX)) & (
+                    grid < np.rint(max(a, b) + LIMB_HALF_WIDTH_PX)
+                )
+            maps[n, JOINTS + 2 * limb] = ex * drawn
+            maps[n, JOINTS + 2 * limb + 1] = ey * drawn
+    return maps

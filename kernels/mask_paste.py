@@ -1,0 +1,306 @@
+"""Bring person masks from their regions of interest (ROI) back into the frame, and encode them as COCO run lengths.
+
+Convention: frame px and ROI px, integer coordinates are pixel centres. A frame px looks up the ROI's *probability* at
+``roi_from_frame @ [x, y, 1]`` by bilinear interpolation, with zeros outside the ROI, and is person where that exceeds
+the threshold. Nothing here does work, or takes memory, for the whole frame: each mask is a crop in its own box.
+
+Source: Pose2Seg section 3 as released: no overlap arbitration between people, strict threshold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.compilation import compiled
+from kernels.coordinates import F32, F64, U8
+
+I64 = NDArray[np.int64]
+Bool = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PastedMask:
+    """One person's px in the frame: the smallest crop that holds them all."""
+
+    x0: int
+    """Frame column of the crop's first px; 0 for an empty mask."""
+    y0: int
+    """Frame row of the crop's first px; 0 for an empty mask."""
+    mask: Bool
+    """(h, w) bool, C-contiguous; (0, 0) when no px is person."""
+
+    def in_frame(self, frame_height: int, frame_width: int) -> Bool:
+        """The mask as a full (frame_height, frame_width) bool picture."""
+        full = np.zeros((frame_height, frame_width), np.bool_)
+        height, width = self.mask.shape
+        full[self.y0 : self.y0 + height, self.x0 : self.x0 + width] = self.mask
+        return full
+
+
+class Rle(TypedDict):
+    """COCO's compressed run lengths, the form that JSON files hold."""
+
+    size: list[int]
+    counts: str
+
+
+def paste_masks(
+    probabilities: F32,
+    roi_from_frame: NDArray[np.floating],
+    frame_height: int,
+    frame_width: int,
+    *,
+    threshold: float = 0.5,
+) -> list[PastedMask]:
+    """Inverse warp of each person's mask, inside that person's box only.
+
+    Args:
+        probabilities: (N, S, S) float32 in ROI px, 0..1. NaN is never person.
+        roi_from_frame: (N, 2, 3), frame px to ROI px, as the ROIs were cut.
+        frame_height: px.
+        frame_width: px.
+        threshold: a px is person where the interpolated probability is greater; 0 <= threshold < 1.
+
+    Returns:
+        One PastedMask per person, in order. Nothing above the threshold, outside the frame, or a matrix that cannot be
+        inverted: empty.
+
+    Raises:
+        ValueError: shapes or threshold.
+    """
+    _check(probabilities, roi_from_frame, frame_height, frame_width, threshold)
+    probabilities = np.ascontiguousarray(probabilities, np.float32)
+    matrices = np.ascontiguousarray(roi_from_frame, np.float64)
+    supports, boxes = _boxes(probabilities, matrices, frame_height, frame_width, threshold)
+    sizes = boxes[:, 2:] - boxes[:, :2]  # (N, 2) width, height
+    ends = np.cumsum(sizes[:, 0] * sizes[:, 1])
+    pixels = np.empty(int(ends[-1]) if len(ends) else 0, np.uint8)
+    tight = _fill(probabilities, matrices, threshold, supports, boxes, pixels)
+    masks = []
+    for n in range(len(probabilities)):
+        width, height = int(sizes[n, 0]), int(sizes[n, 1])
+        x0, y0, x1, y1 = tight[n].tolist()
+        crop = pixels[ends[n] - width * height : ends[n]].reshape(height, width)[y0:y1, x0:x1]
+        if crop.size:
+            masks.append(
+                PastedMask(
+                    x0=int(boxes[n, 0]) + x0, y0=int(boxes[n, 1]) + y0, mask=np.ascontiguousarray(crop).view(np.bool_)
+                )
+            )
+        else:
+            masks.append(PastedMask(x0=0, y0=0, mask=np.zeros((0, 0), np.bool_)))
+    return masks
+
+
+def _check(
+    probabilities: F32, roi_from_frame: NDArray[np.floating], frame_height: int, frame_width: int, threshold: float
+) -> None:
+    people = len(probabilities)
+    if (
+        probabilities.ndim != 3
+        or probabilities.shape[1] != probabilities.shape[2]
+        or roi_from_frame.shape != (people, 2, 3)
+    ):
+        raise ValueError(
+            "probabilities must be (N, S, S) and roi_from_frame (N, 2, 3), "
+            f"got {probabilities.shape} and {roi_from_frame.shape}"
+        )
+    if min(frame_height, frame_width) < 1:
+        raise ValueError(f"frame must be at least 1 x 1 px, got {frame_height} x {frame_width}")
+    if not 0.0 <= threshold < 1.0:
+        raise ValueError(f"threshold must be in 0 <= threshold < 1, got {threshold}")
+
+
+@compiled
+def _boxes(probabilities: F32, matrices: F64, frame_height: int, frame_width: int, threshold: float) -> tuple[I64, I64]:
+    """Where in the ROI, and hence where in the frame, anything can exceed the threshold: (N, 4) x0, y0, x1, y1, end
+    exclusive.
+
+    An interpolated value exceeds it only within one ROI px of a px that does.
+    """
+    people, side = probabilities.shape[0], probabilities.shape[1]
+    supports = np.zeros((people, 4), np.int64)
+    boxes = np.zeros((people, 4), np.int64)
+    for n in range(people):
+        u0, v0, u1, v1 = side, side, -1, -1
+        for v in range(side):
+            for u in range(side):
+                if probabilities[n, v, u] > threshold:
+                    u0, v0, u1, v1 = min(u0, u), min(v0, v), max(u1, u), max(v1, v)
+        if u1 < 0:
+            continue
+        supports[n, 0], supports[n, 1], supports[n, 2], supports[n, 3] = u0 - 1, v0 - 1, u1 + 1, v1 + 1
+
+        a, b, tx = matrices[n, 0, 0], matrices[n, 0, 1], matrices[n, 0, 2]
+        c, d, ty = matrices[n, 1, 0], matrices[n, 1, 1], matrices[n, 1, 2]
+        determinant = a * d - b * c
+        if determinant == 0 or not np.isfinite(determinant) or not np.isfinite(tx) or not np.isfinite(ty):
+            continue
+        x_low, y_low, x_high, y_high = np.inf, np.inf, -np.inf, -np.inf
+        for corner in range(4):
+            u = (supports[n, 0] if corner % 2 == 0 else supports[n, 2]) - tx
+            v = (supports[n, 1] if corner < 2 else supports[n, 3]) - ty
+            x, y = (d * u - b * v) / determinant, (a * v - c * u) / determinant
+            x_low, y_low, x_high, y_high = min(x_low, x), min(y_low, y), max(x_high, x), max(y_high, y)
+        # Clipped as floats: a tiny determinant gives numbers that no integer holds.
+        x0, x1 = max(np.floor(x_low), 0.0), min(np.ceil(x_high) + 1.0, float(frame_width))
+        y0, y1 = max(np.floor(y_low), 0.0), min(np.ceil(y_high) + 1.0, float(frame_height))
+        if x0 < x1 and y0 < y1:
+            boxes[n, 0], boxes[n, 1], boxes[n, 2], boxes[n, 3] = int(x0), int(y0), int(x1), int(y1)
+    return supports, boxes
+
+
+@compiled
+def _fill(probabilities: F32, matrices: F64, threshold: float, supports: I64, boxes: I64, pixels: U8) -> I64:
+    """Write all boxes one after the other; return (N, 4) the smallest box of person px within each, end exclusive."""
+    people, side = probabilities.shape[0], probabilities.shape[1]
+    tight = np.zeros((people, 4), np.int64)
+    start = 0
+    for n in range(people):
+        a, b, tx = matrices[n, 0, 0], matrices[n, 0, 1], matrices[n, 0, 2]
+        c, d, ty = matrices[n, 1, 0], matrices[n, 1, 1], matrices[n, 1, 2]
+        u_low, v_low, u_high, v_high = supports[n, 0], supports[n, 1], supports[n, 2], supports[n, 3]
+        width, height = boxes[n, 2] - boxes[n, 0], boxes[n, 3] - boxes[n, 1]
+        x_min, y_min, x_max, y_max = width, height, -1, -1
+        for row in range(height):
+            y = boxes[n, 1] + row
+            for column in range(width):
+                x = boxes[n, 0] + column
+                u, v = a * x + b * y + tx, c * x + d * y + ty
+                person = False
+                if u_low < u < u_high and v_low < v < v_high:
+                    u0, v0 = int(np.floor(u)), int(np.floor(v))
+                    fu, fv = u - u0, v - v0
+                    p00, p01, p10, p11 = 0.0, 0.0, 0.0, 0.0
+                    if v0 >= 0:
+                        p00 = probabilities[n, v0, u0] if u0 >= 0 else 0.0
+                        p01 = probabilities[n, v0, u0 + 1] if u0 + 1 < side else 0.0
+                    if v0 + 1 < side:
+                        p10 = probabilities[n, v0 + 1, u0] if u0 >= 0 else 0.0
+                        p11 = probabilities[n, v0 + 1, u0 + 1] if u0 + 1 < side else 0.0
+                    value = (p00 * (1 - fu) + p01 * fu) * (1 - fv) + (p10 * (1 - fu) + p11 * fu) * fv
+                    person = value > threshold
+                pixels[start + row * width + column] = person
+                if person:
+                    x_min, y_min, x_max, y_max = (
+                        min(x_min, column),
+                        min(y_min, row),
+                        max(x_max, column),
+                        max(y_max, row),
+                    )
+        start += width * height
+        if x_max >= 0:
+            tight[n, 0], tight[n, 1], tight[n, 2], tight[n, 3] = x_min, y_min, x_max + 1, y_max + 1
+    return tight
+
+
+def paste_masks_reference(
+    probabilities: F32,
+    roi_from_frame: NDArray[np.floating],
+    frame_height: int,
+    frame_width: int,
+    *,
+    threshold: float = 0.5,
+) -> list[PastedMask]:
+    """`paste_masks` over the whole frame for every person, cropped afterwards."""
+    _check(probabilities, roi_from_frame, frame_height, frame_width, threshold)
+    y, x = np.mgrid[:frame_height, :frame_width].astype(np.float64)
+    masks = []
+    for probability, matrix in zip(probabilities.astype(np.float64), roi_from_frame.astype(np.float64), strict=True):
+        full = np.zeros((frame_height, frame_width), np.bool_)
+        if np.isfinite(matrix).all() and np.linalg.det(matrix[:, :2]) != 0:
+            u, v = (matrix[row, 0] * x + matrix[row, 1] * y + matrix[row, 2] for row in range(2))
+            full = _bilinear_reference(probability, u, v) > threshold
+        rows, columns = np.nonzero(full.any(axis=1))[0], np.nonzero(full.any(axis=0))[0]
+        if len(rows):
+            crop = full[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+            masks.append(PastedMask(x0=int(columns[0]), y0=int(rows[0]), mask=np.ascontiguousarray(crop)))
+        else:
+            masks.append(PastedMask(x0=0, y0=0, mask=np.zeros((0, 0), np.bool_)))
+    return masks
+
+
+def _bilinear_reference(image: F64, u: F64, v: F64) -> F64:
+    """Values of a square image at (u, v), zeros outside."""
+    side = len(image)
+    padded = np.pad(image, 2)
+    u, v = np.clip(u, -2, side), np.clip(v, -2, side)  # all that lies beyond reads zeros of the border
+    u0, v0 = np.floor(u).astype(np.int64), np.floor(v).astype(np.int64)
+    fu, fv = u - u0, v - v0
+    taps = [[padded[v0 + 2 + dv, np.minimum(u0 + 2 + du, side + 3)] for du in range(2)] for dv in range(2)]
+    top, bottom = (row[0] * (1 - fu) + row[1] * fu for row in taps)
+    value: F64 = top * (1 - fv) + bottom * fv
+    return value
+
+
+def encode_rle(masks: Sequence[PastedMask], frame_height: int, frame_width: int) -> list[Rle]:
+    """COCO run lengths of the full-frame masks, straight from the crops; the same strings that pycocotools writes.
+
+    Raises:
+        ValueError: a crop does not lie inside the frame.
+    """
+    encoded: list[Rle] = []
+    for pasted in masks:
+        height, width = pasted.mask.shape
+        if min(pasted.x0, pasted.y0) < 0 or pasted.x0 + width > frame_width or pasted.y0 + height > frame_height:
+            raise ValueError(
+                f"a crop of {height} x {width} px at x {pasted.x0}, y {pasted.y0} "
+                f"is outside a frame of {frame_height} x {frame_width} px"
+            )
+        runs = _run_lengths(
+            np.ascontiguousarray(pasted.mask).view(np.uint8), pasted.x0, pasted.y0, frame_height, frame_width
+        )
+        encoded.append({"size": [frame_height, frame_width], "counts": _compressed(runs).tobytes().decode("ascii")})
+    return encoded
+
+
+@compiled
+def _run_lengths(mask: U8, x0: int, y0: int, frame_height: int, frame_width: int) -> I64:
+    """Lengths of the runs of 0, 1, 0, ... down the columns of the frame, starting with 0 (maybe of length 0)."""
+    height, width = mask.shape
+    runs = np.empty(width * (height + 1) + 2, np.int64)
+    count, run_start, inside, expected = 0, 0, False, 0
+    for column in range(width):
+        for row in range(height):
+            position = (x0 + column) * frame_height + y0 + row
+            person = mask[row, column] != 0
+            if row == 0 and inside and position > expected:
+                # The column before ended as person; px outside the crop lie between.
+                runs[count] = expected - run_start
+                count += 1
+                run_start, inside = expected, False
+            if person != inside:
+                runs[count] = position - run_start
+                count += 1
+                run_start, inside = position, person
+            expected = position + 1
+    end = frame_height * frame_width
+    if inside and expected < end:
+        runs[count] = expected - run_start
+        count += 1
+        run_start = expected
+    runs[count] = end - run_start
+    return runs[: count + 1]
+
+
+@compiled
+def _compressed(runs: I64) -> U8:
+    """COCO's text form: differences to the run two before, in groups of five bits from the low end, as characters from
+    '0' on."""
+    characters = np.empty(len(runs) * 13, np.uint8)
+    count = 0
+    for index in range(len(runs)):
+        value = runs[index] - (runs[index - 2] if index > 2 else 0)
+        more = True
+        while more:
+            group = value & 31
+            value >>= 5
+            more = value != (-1 if group & 16 else 0)
+            characters[count] = group + (32 if more else 0) + 48
+            count += 1
+    return characters[:count]
