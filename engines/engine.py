@@ -110,7 +110,7 @@ def open_engine(path: str | Path, *, engine: str = "auto", threads: int | None =
     if not path.is_file():
         raise EngineLoadError(f"{path}: expected an ONNX file, found {'a folder' if path.is_dir() else 'nothing'}")
     try:
-        from engines.onnx_engine import OnnxEngine  # noqa: PLC0415  the runtime is loaded only when it is used
+        from engines.onnx_engine import OnnxEngine  # the runtime is loaded only when it is used
     except ImportError as error:
         raise EngineLoadError(f"ONNX Runtime cannot be imported ({error}): pip install onnxruntime") from error
     opened = OnnxEngine(path, threads=threads)
@@ -149,5 +149,5 @@ def check_feeds(inputs: Sequence[TensorSpec], feeds: Mapping[str, NDArray[Any]])
             known, owner = sizes.setdefault(want, (got, spec.name))
             if known != got:
                 raise EngineRunError(
-                    f"input {spec}: {want} is {got} on axis {axis}, but {want} is {known} in input {owner!r} of this call"
+                    f"input {spec}: {want} is {got} on axis {axis}, but {want} is {known} in input {owner!r}"
                 )

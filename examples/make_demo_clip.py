@@ -3,9 +3,10 @@
     python examples/make_demo_clip.py out/demo_input.mp4 [--truth out/demo_truth.json]
 
 The person is the portrait of Eileen Collins by NASA (public domain) that scikit-image ships as `data.astronaut`; the
-wall is its `data.gravel`. Both lie inside the scikit-image wheel, so nothing is downloaded. She walks in from the left, a
-mirrored copy from the right; the one in front is the larger one, and on the way back the order is the other way round.
-`--truth` writes what is visible of each of them in every frame, as COCO annotations with masks, joints and a track id.
+wall is its `data.gravel`. Both lie inside the scikit-image wheel, so nothing is downloaded. She walks in from the left,
+a mirrored copy from the right; the one in front is the larger one, and on the way back the order is the other way
+round. `--truth` writes what is visible of each of them in every frame, as COCO annotations with masks, joints and a
+track id.
 
 Convention: integer coordinates are pixel centres; points are (x, y); matrices are (2, 3), `target_from_source`.
 """

@@ -10,6 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto
+
 from engines.artifact import (
     GRAPHS,
     KEYPOINT_COUNT,
@@ -20,10 +24,6 @@ from engines.artifact import (
     write_artifact,
 )
 from engines.engine import ArtifactError, EngineLoadError
-from hypothesis import given
-from hypothesis import strategies as st
-from onnx import TensorProto
-
 from tests.engines.graphs import add_graph, keypoints_graph, segment_graph
 
 GRAPH_FILES = {"keypoints": keypoints_graph(), "segment": segment_graph()}

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engines.engine import EngineLoadError, EngineRunError, TensorSpec, open_engine
-from engines.onnx_engine import OnnxEngine, usable_cores
 from onnx import TensorProto, helper
 
+from engines.engine import EngineLoadError, EngineRunError, TensorSpec, open_engine
+from engines.onnx_engine import OnnxEngine, usable_cores
 from tests.engines.graphs import add_graph, model, tensor
 
 

@@ -1,0 +1,50 @@
+# make demo              the main job on a clip that is made on the spot; results in out/
+# make demo VIDEO=path   the same on your own file
+# make test              the whole test suite in a virtual environment of its own, with pinned versions
+# make lint / types      ruff and mypy, in the environment of make test
+# make clean             remove what these made, the environments included
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	"$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && { echo "$$p"; break; }; done)
+DEMO_VENV := .venv-demo
+TEST_VENV := .venv-test
+CONSTRAINTS := requirements/constraints.txt
+CLIP := out/demo_input.mp4
+PYTEST_ARGS ?=
+
+export VIDEO
+
+.PHONY: demo test lint types clean
+.DELETE_ON_ERROR:
+
+demo: $(DEMO_VENV)/installed $(if $(VIDEO),,$(CLIP))
+	@mkdir -p out
+	$(DEMO_VENV)/bin/python run_stream.py "$${VIDEO:-$(CLIP)}" --overwrite \
+		--output out/demo.mp4 --json out/demo.jsonl --sheet out/demo.png
+
+$(CLIP): examples/make_demo_clip.py examples/astronaut_outline.json | $(DEMO_VENV)/installed
+	$(DEMO_VENV)/bin/python examples/make_demo_clip.py $@
+
+test: $(TEST_VENV)/installed
+	$(TEST_VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: $(TEST_VENV)/installed
+	$(TEST_VENV)/bin/ruff check .
+	$(TEST_VENV)/bin/ruff format --check .
+
+types: $(TEST_VENV)/installed
+	$(TEST_VENV)/bin/mypy
+
+$(DEMO_VENV)/installed: EXTRAS := demo
+$(TEST_VENV)/installed: EXTRAS := train,demo,dev
+
+# The stamp is written last: an interrupted installation starts again.
+%/installed: pyproject.toml $(CONSTRAINTS)
+	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $*
+	$*/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable ".[$(EXTRAS)]"
+	@touch $@
+
+clean:
+	rm -rf $(DEMO_VENV) $(TEST_VENV) out build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
