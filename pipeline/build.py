@@ -1,0 +1,165 @@
+"""Settings -> wired pipeline, in flow order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TypeVar
+
+from engines import ArtifactError, Engine, default_artifact, load_artifact, open_graph
+from engines.artifact import Artifact
+from kernels.pose_decoding import DecodeParameters
+from pipeline.contact_sheet import ContactSheetSink
+from pipeline.errors import SettingsError
+from pipeline.protocols import Sink, Source
+from pipeline.runtime import STAGE_JOIN_S, Pipeline
+from pipeline.settings import Settings
+from pipeline.stage1_decode import open_source
+from pipeline.stage2_keypoints import KeypointStage
+from pipeline.stage3_affine import AffineStage
+from pipeline.stage4_segment import SegmentStage
+from pipeline.stage5_compose import ComposeStage
+from pipeline.stage6_sinks import CocoSink, JsonLinesSink, WriteStage, read_image_ids
+from pipeline.video_output import VideoSink
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Model:
+    """A model folder and its two networks, loaded."""
+
+    artifact: Artifact
+    keypoint_engine: Engine
+    segment_engine: Engine
+
+    def close(self) -> None:
+        """Free both networks; a running pipeline does it itself."""
+        self.keypoint_engine.close()
+        self.segment_engine.close()
+
+
+def open_model(settings: Settings) -> Model:
+    """Load the model that the settings name.
+
+    Raises:
+        EngineError: the folder or a network cannot be used.
+    """
+    artifact = load_artifact(settings.model if settings.model is not None else default_artifact())
+    keypoint_engine = open_graph(artifact, "keypoints", engine=settings.engine, threads=settings.threads)
+    try:
+        segment_engine = open_graph(artifact, "segment", engine=settings.engine, threads=settings.threads)
+    except BaseException:
+        keypoint_engine.close()
+        raise
+    return Model(artifact=artifact, keypoint_engine=keypoint_engine, segment_engine=segment_engine)
+
+
+def build(settings: Settings, *, model: Model | None = None, source: Source | None = None) -> Pipeline:
+    """Open everything a run needs and wire it; nothing runs and no output is touched yet.
+
+    Args:
+        settings: what to do.
+        model: networks to use in place of those that ``settings.model`` names; the pipeline closes them.
+        source: frames to use in place of ``settings.source``.
+
+    Raises:
+        SinkError: an output exists or cannot be.
+        SourceError: the source cannot be opened.
+        EngineError: the model cannot be used.
+        SettingsError: the options do not fit the source.
+    """
+    image_ids = read_image_ids(settings.coco_images) if settings.coco_images is not None else None
+    sinks = make_sinks(settings, image_ids)
+    for sink in sinks:
+        sink.check()
+    if source is None:
+        source = open_source(settings.source, timeout_s=settings.timeout_s, image_fps=settings.image_fps)
+    try:
+        if settings.coco is not None and not source.still_images:
+            raise SettingsError(f"--coco writes results of images, {source.name} is a video: use --json")
+        if model is None:
+            model = open_model(settings)
+        return Pipeline(
+            source,
+            [
+                *model_stages(settings, model),
+                ComposeStage(mask_threshold=settings.mask_threshold, draw=draws(settings)),
+                WriteStage(sinks),
+            ],
+            queue_depth=settings.queue_depth,
+            max_frames=settings.max_frames,
+            source_join_s=settings.timeout_s + STAGE_JOIN_S,
+        )
+    except BaseException:
+        source.close()
+        raise
+
+
+def model_stages(settings: Settings, model: Model) -> tuple[KeypointStage, AffineStage, SegmentStage]:
+    """The three stages that the model has a say in; what the settings leave open, the model's manifest decides."""
+    artifact = model.artifact
+    return (
+        KeypointStage(
+            model.keypoint_engine,
+            long_side=_chosen(settings.long_side, artifact.long_side),
+            input_multiple=artifact.input_multiple,
+            person_threshold=_chosen(settings.person_threshold, artifact.person_threshold),
+            parameters=decode_parameters(artifact),
+        ),
+        AffineStage(
+            artifact.templates,
+            roi_size=artifact.roi_size,
+            joint_threshold=_chosen(settings.joint_threshold, artifact.joint_threshold),
+        ),
+        SegmentStage(model.segment_engine, feature_from_input=artifact.feature_from_input, roi_size=artifact.roi_size),
+    )
+
+
+def decode_parameters(artifact: Artifact) -> DecodeParameters:
+    """The grouping parameters of a model; those its manifest does not name keep their defaults.
+
+    Raises:
+        ArtifactError: a name that this version does not know, or a value out of range.
+    """
+    known = {parameter.name for parameter in fields(DecodeParameters)}
+    unknown = sorted(set(artifact.decode) - known)
+    if unknown:
+        raise ArtifactError(
+            f"{artifact.folder}: expected decode parameters among {', '.join(sorted(known))}, got {', '.join(unknown)}"
+            ": a newer folder needs a newer pose2seg-live"
+        )
+    try:
+        return DecodeParameters(**artifact.decode)
+    except ValueError as error:
+        raise ArtifactError(f"{artifact.folder}: decode parameter {error}: export the model again") from error
+
+
+def make_sinks(settings: Settings, image_ids: dict[str, int] | None) -> list[Sink]:
+    """One sink per output that the settings name."""
+    sinks: list[Sink] = []
+    if settings.json is not None:
+        sinks.append(JsonLinesSink(Path(settings.json), overwrite=settings.overwrite))
+    if settings.coco is not None:
+        sinks.append(CocoSink(Path(settings.coco), overwrite=settings.overwrite, image_ids=image_ids))
+    if settings.output is not None:
+        sinks.append(
+            VideoSink(
+                Path(settings.output),
+                overwrite=settings.overwrite,
+                crf=settings.video_crf,
+                preset=settings.video_preset,
+            )
+        )
+    if settings.sheet is not None:
+        sinks.append(ContactSheetSink(Path(settings.sheet), overwrite=settings.overwrite))
+    return sinks
+
+
+def draws(settings: Settings) -> bool:
+    """Whether anybody looks at the drawn frames."""
+    return settings.output is not None or settings.sheet is not None or settings.show
+
+
+def _chosen(given: Value | None, default: Value) -> Value:
+    return default if given is None else given

@@ -1,0 +1,102 @@
+"""Flags -> Settings: exactly one flag per field, made from the field itself."""
+
+from __future__ import annotations
+
+import argparse
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from types import NoneType
+from typing import Any, NoReturn
+
+from pipeline.errors import SettingsError
+from pipeline.settings import Settings, flag_of
+
+DESCRIPTION = "Find every person in a video: 17 joints, a mask, a score and a stable id each."
+EPILOG = (
+    "examples:  pose2seg walk.mp4 --output out.mp4 --json out.jsonl\n"
+    "           pose2seg photos/ --coco results.json --coco-images annotations.json\n"
+    "           pose2seg 0 --show\n"
+    "exit codes: 0 finished or asked to stop, 2 settings, 3 source, 4 model, 5 output, 1 a bug"
+)
+
+
+class SettingsParser(argparse.ArgumentParser):
+    """Raises where argparse would print a usage block and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise SettingsError(f"{message} (see pose2seg --help)")
+
+
+def parse_settings(arguments: Sequence[str]) -> Settings:
+    """Settings from command-line arguments.
+
+    Raises:
+        SettingsError: unknown flag, missing SOURCE, or a value that cannot be used; the message lists the allowed ones.
+        SystemExit: after --help.
+    """
+    return Settings(**vars(make_parser().parse_args(arguments)))
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """One argument per field of `Settings`: SOURCE is positional, everything else is a flag."""
+    parser = SettingsParser(
+        prog="pose2seg",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    types = typing.get_type_hints(Settings)
+    for option in fields(Settings):
+        text = option.metadata["help"]
+        if option.default is MISSING:
+            parser.add_argument(option.name, metavar=option.metadata["metavar"], help=text)
+            continue
+        flag = flag_of(option.name)
+        value_type = _plain_type(types[option.name])
+        if value_type is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=option.default, help=text)
+            continue
+        if option.default is not None:
+            text += f" (default {option.default})"
+        choices = option.metadata["choices"]
+        parser.add_argument(
+            flag,
+            type=str if choices else _READERS[value_type],
+            choices=choices,
+            metavar=None if choices else option.metadata["metavar"],
+            default=option.default,
+            help=text,
+        )
+    return parser
+
+
+def _plain_type(annotation: Any) -> Any:
+    """``int`` of ``int | None``."""
+    members = [member for member in typing.get_args(annotation) if member is not NoneType]
+    return members[0] if len(members) == 1 else annotation
+
+
+def _whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from error
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from error
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("must be a path, got nothing")
+    return Path(text)
+
+
+_READERS: dict[Any, Callable[[str], Any]] = {int: _whole_number, float: _number, Path: _path, str: str}

@@ -1,0 +1,198 @@
+"""What a person sees of a run: a live bar on a terminal, a plain line now and then elsewhere, one table at the end."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from pipeline.messages import FrameResult
+from pipeline.metrics import StageStats
+from pipeline.runtime import Pipeline
+
+log = logging.getLogger(__name__)
+
+RECENT_S = 3.0
+BAR_REFRESH_S = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunTotals:
+    """Figures of a whole run.
+
+    Attributes:
+        frames: results that came out.
+        people_mean: people per frame.
+        seconds: from the start to the last result.
+        startup_s: from the start to the first result: loading, compiling, the first frame.
+        fps: frames a second between the first and the last result.
+        dropped: frames of a live source that newer ones replaced.
+        lost: frames that the source should have had but that could not be decoded.
+        stages: figures of each stage, in flow order.
+    """
+
+    frames: int
+    people_mean: float
+    seconds: float
+    startup_s: float
+    fps: float
+    dropped: int
+    lost: int
+    stages: tuple[StageStats, ...]
+
+
+class RunCounter:
+    """Counts results as they come."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        self._started = time.monotonic()
+        self._first = self._last = self._started
+        self._recent: deque[float] = deque()
+        self.frames = 0
+        self.people_now = 0
+        self._people = 0
+
+    def count(self, result: FrameResult) -> None:
+        """Take one result into account."""
+        self._last = time.monotonic()
+        if not self.frames:
+            self._first = self._last
+        self.frames += 1
+        self.people_now = len(result.people)
+        self._people += self.people_now
+        self._recent.append(self._last)
+        while self._recent[0] < self._last - RECENT_S:
+            self._recent.popleft()
+
+    @property
+    def recent_fps(self) -> float:
+        """Frames a second lately; 0 before the second frame."""
+        span = self._recent[-1] - self._recent[0] if self._recent else 0.0
+        return (len(self._recent) - 1) / span if span > 0 else 0.0
+
+    def totals(self) -> RunTotals:
+        """Everything so far."""
+        span = self._last - self._first
+        return RunTotals(
+            frames=self.frames,
+            people_mean=self._people / self.frames if self.frames else 0.0,
+            seconds=self._last - self._started,
+            startup_s=self._first - self._started,
+            fps=(self.frames - 1) / span if span > 0 else 0.0,
+            dropped=self._pipeline.frames_dropped,
+            lost=self._pipeline.source.frames_lost,
+            stages=tuple(self._pipeline.stats()),
+        )
+
+
+class TerminalProgress:
+    """A live bar: frames, FPS, people, stage times, time left."""
+
+    def __init__(self, console: Console, counter: RunCounter, total: int | None) -> None:
+        self._counter = counter
+        self._next = 0.0
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[fps]:5.1f} FPS"),
+            TextColumn("{task.fields[people]} people"),
+            TextColumn("[dim]{task.fields[stages]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self._task = self._bar.add_task("frames", total=total, fps=0.0, people=0, stages="")
+        self._bar.start()
+
+    def update(self) -> None:
+        """Show the newest figures, a few times a second at most."""
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + BAR_REFRESH_S
+        stages = " ".join(f"{stage.name} {stage.p50_ms:.0f}" for stage in self._counter.totals().stages)
+        self._bar.update(
+            self._task,
+            completed=self._counter.frames,
+            fps=self._counter.recent_fps,
+            people=self._counter.people_now,
+            stages=stages + " ms",
+        )
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._bar.stop()
+
+
+class PlainProgress:
+    """One ``key=value`` log line every few seconds: for logs and pipes."""
+
+    def __init__(self, counter: RunCounter, total: int | None, every_s: float) -> None:
+        self._counter = counter
+        self._total = total
+        self._every_s = every_s
+        self._next = time.monotonic() + every_s
+
+    def update(self) -> None:
+        """Write a line if it is time."""
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + self._every_s
+            log.info("%s", progress_line(self._counter, self._total))
+
+    def close(self) -> None:
+        """Nothing to take away."""
+
+
+def progress_line(counter: RunCounter, total: int | None) -> str:
+    """All live figures as ``key=value``."""
+    totals = counter.totals()
+    parts = [
+        f"frame={totals.frames}" + (f"/{total}" if total is not None else ""),
+        f"fps={counter.recent_fps:.1f}",
+        f"people={counter.people_now}",
+        f"dropped={totals.dropped}",
+        f"lost={totals.lost}",
+    ]
+    for stage in totals.stages:
+        waiting = f",{stage.input.held}waiting" if stage.input is not None else ""
+        parts.append(f"{stage.name}_ms={stage.p50_ms:.1f}/{stage.p95_ms:.1f}{waiting}")
+    return " ".join(parts)
+
+
+def summary_table(name: str, totals: RunTotals) -> Table:
+    """The table at the end: what came out, and where the time went."""
+    dropped = f", {totals.dropped} dropped" if totals.dropped else ""
+    lost = f", {totals.lost} lost" if totals.lost else ""
+    table = Table(
+        title=f"{name}: {totals.frames} frames{dropped}{lost}, {totals.people_mean:.2f} people per frame, "
+        f"{totals.fps:.1f} FPS",
+        caption=f"{totals.seconds:.1f} s in all, the first result after {totals.startup_s:.1f} s; "
+        "stages run at the same time, so their shares add up to more than 100 %",
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("stage")
+    for heading in ("frames", "p50 ms", "p95 ms", "busy", "waits for input", "dropped"):
+        table.add_column(heading, justify="right")
+    for stage in totals.stages:
+        share = stage.busy_s / totals.seconds if totals.seconds > 0 else 0.0
+        waits = f"{stage.input.reader_wait_s:.1f} s" if stage.input is not None else "-"
+        table.add_row(
+            stage.name,
+            str(stage.frames),
+            f"{stage.p50_ms:.1f}",
+            f"{stage.p95_ms:.1f}",
+            f"{share:.0%}",
+            waits,
+            str(stage.input.dropped) if stage.input is not None else "-",
+        )
+    return table

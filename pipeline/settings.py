@@ -1,0 +1,120 @@
+"""Every option of a run. Each field is exactly one flag of the command, made by `pipeline.command_line`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from engines import ENGINE_NAMES
+from pipeline.errors import SettingsError
+from pipeline.redaction import redact
+
+VIDEO_PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower")
+VideoPreset = Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower"]
+
+
+def _option(default: Any, text: str, *, metavar: str | None = None, choices: tuple[str, ...] | None = None) -> Any:
+    return field(default=default, metadata={"help": text, "metavar": metavar, "choices": choices})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Options of one run; checked when made.
+
+    Raises:
+        SettingsError: a value is out of range, or two options do not go together.
+    """
+
+    source: str = field(
+        metadata={
+            "help": "a video or image file, a folder or glob of them, a webcam number, or an rtsp:// or http(s):// URL",
+            "metavar": "SOURCE",
+            "choices": None,
+        }
+    )
+    output: Path | None = _option(None, "write the video with people drawn on it", metavar="F.mp4")
+    json: Path | None = _option(None, "write one line of JSON per frame (docs/jsonl.md)", metavar="F.jsonl")
+    coco: Path | None = _option(None, "write COCO results of a folder of images", metavar="F.json")
+    coco_images: Path | None = _option(
+        None, "COCO annotation file whose images give each file name its id, for --coco", metavar="F.json"
+    )
+    sheet: Path | None = _option(None, "write a contact sheet of the run", metavar="F.png")
+    overwrite: bool = _option(False, "replace outputs that exist")
+    show: bool = _option(False, "show the result in a window while it runs")
+    model: Path | None = _option(None, "model folder; the one that comes with the package by default", metavar="DIR")
+    engine: str = _option("auto", "what runs the networks", choices=ENGINE_NAMES)
+    threads: int | None = _option(None, "cores each network may use; all by default", metavar="N")
+    long_side: int | None = _option(
+        None, "long side of the network input in px; smaller is faster; the model's own by default", metavar="PX"
+    )
+    person_threshold: float | None = _option(
+        None, "people below this score (0..1) are left out; the model's own by default", metavar="P"
+    )
+    joint_threshold: float | None = _option(
+        None, "joints below this confidence (0..1) do not guide the mask; the model's own by default", metavar="P"
+    )
+    mask_threshold: float = _option(0.5, "mask pixels are those above this probability (0..1)", metavar="P")
+    max_frames: int | None = _option(None, "stop after this many frames", metavar="N")
+    queue_depth: int = _option(2, "frames that may wait between two stages", metavar="N")
+    image_fps: float = _option(2.0, "pictures a second when images become a video", metavar="FPS")
+    video_crf: int = _option(20, "quality of the written video, 0 (lossless) to 51", metavar="N")
+    video_preset: VideoPreset = _option("veryfast", "effort of the video encoder", choices=VIDEO_PRESETS)
+    timeout_s: float = _option(10.0, "give a network source up after this many seconds of silence", metavar="S")
+    stats_every_s: float = _option(5.0, "seconds between progress lines when the output is not a terminal", metavar="S")
+    debug: bool = _option(False, "log more, and show tracebacks")
+
+    def __post_init__(self) -> None:
+        _require(bool(self.source), "SOURCE", "not empty", self.source)
+        for name in ("person_threshold", "joint_threshold", "mask_threshold"):
+            value = getattr(self, name)
+            _require(value is None or 0.0 <= value <= 1.0, name, "from 0 to 1", value)
+        for name, low, high in (
+            ("threads", 1, 1024),
+            ("long_side", 32, 4096),
+            ("max_frames", 1, None),
+            ("queue_depth", 1, 256),
+            ("video_crf", 0, 51),
+        ):
+            value = getattr(self, name)
+            in_range = value is None or (value >= low and (high is None or value <= high))
+            _require(in_range, name, f"from {low} to {high}" if high is not None else f"{low} or more", value)
+        for name in ("image_fps", "timeout_s", "stats_every_s"):
+            value = getattr(self, name)
+            _require(0.001 <= value <= 86400.0, name, "from 0.001 to 86400", value)
+        _require(self.engine in ENGINE_NAMES, "engine", f"one of {', '.join(ENGINE_NAMES)}", self.engine)
+        _require(
+            self.video_preset in VIDEO_PRESETS, "video_preset", f"one of {', '.join(VIDEO_PRESETS)}", self.video_preset
+        )
+        if self.coco_images is not None and self.coco is None:
+            raise SettingsError("--coco-images gives ids to --coco: add --coco F.json")
+        self._check_output_names()
+
+    def _check_output_names(self) -> None:
+        named = {name: getattr(self, name) for name in ("output", "json", "coco", "sheet")}
+        owners: dict[Path, str] = {}
+        for name, path in named.items():
+            if path is None:
+                continue
+            other = owners.setdefault(Path(path).absolute(), name)
+            if other != name:
+                raise SettingsError(f"--{other} and --{name} both name {path}: give each its own file")
+        for name, suffixes in (("output", (".mp4", ".m4v", ".mov")), ("sheet", (".png", ".jpg", ".jpeg"))):
+            path = named[name]
+            if path is not None and Path(path).suffix.lower() not in suffixes:
+                raise SettingsError(f"--{name} expects a name ending in {', '.join(suffixes)}, got {path}")
+
+    def describe(self) -> str:
+        """All options as ``key=value``, passwords taken out."""
+        return redact(" ".join(f"{option.name}={getattr(self, option.name)}" for option in fields(self)))
+
+
+def flag_of(name: str) -> str:
+    """The flag that sets the field ``name``."""
+    return "--" + name.replace("_", "-")
+
+
+def _require(condition: bool, name: str, expected: str, got: object) -> None:
+    if not condition:
+        flag = name if name == "SOURCE" else flag_of(name)
+        raise SettingsError(f"{flag} must be {expected}, got {got}")

@@ -1,0 +1,217 @@
+"""Decode one video file or address with FFmpeg: upright RGB pictures with their own presentation times."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.stream import VideoStream
+
+from kernels.coordinates import U8
+from pipeline.errors import SourceError
+from pipeline.redaction import redact
+
+log = logging.getLogger(__name__)
+
+URL_SCHEMES = ("rtsp", "rtsps", "http", "https")
+# What an address may make FFmpeg open. Local files are left out: a playlist from elsewhere must not read this machine.
+_URL_PROTOCOLS = "rtsp,rtsps,rtp,rtcp,srtp,udp,tcp,tls,http,https,httpproxy,crypto,data"
+# And what a local file may open: not the network. (A file that is really a playlist stays on the disk.)
+_FILE_PROTOCOLS = "file,crypto,data"
+MAX_DECODE_THREADS = 4
+_FALLBACK_FPS = Fraction(25)
+_DEFAULT_MKV_TAG = "DURATION"
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One decoded picture: (H, W, 3) uint8 RGB, its time in units of ``time_base`` seconds, its number in the file."""
+
+    index: int
+    image: U8
+    pts: int
+    time_base: Fraction
+
+
+class VideoInput:
+    """An opened video. `pictures` is to be iterated once, on one thread."""
+
+    def __init__(self, address: str, *, timeout_s: float) -> None:
+        """Open and find the video stream.
+
+        Args:
+            address: path of a file, or a URL with a scheme of `URL_SCHEMES`.
+            timeout_s: limit for opening and for each read from the network.
+
+        Raises:
+            SourceError: it cannot be opened, is no video, or has no decoder.
+        """
+        self.name = redact(address)
+        self.frames_lost = 0
+        is_url = "://" in address
+        options = {"protocol_whitelist": _URL_PROTOCOLS if is_url else _FILE_PROTOCOLS}
+        if is_url and address.lower().startswith("rtsp"):
+            options["rtsp_transport"] = "tcp"  # lost UDP packets would be grey blocks
+        try:
+            self._container: InputContainer = av.open(
+                address if is_url else "file:" + address,  # a name such as "a:b.mp4" is not a protocol
+                "r",
+                options=options,
+                timeout=(timeout_s, timeout_s) if is_url else None,
+            )
+        except (av.FFmpegError, OSError, ValueError) as error:
+            raise _open_error(self.name, error, is_url) from None  # the cause quotes the address with its password
+        try:
+            self._stream = self._find_stream()
+        except SourceError:
+            self._container.close()
+            raise
+        self.endless = is_url and not self._container.duration
+
+    def _find_stream(self) -> VideoStream:
+        streams = self._container.streams.video
+        if not streams:
+            kinds = sorted({str(stream.type) for stream in self._container.streams}) or ["nothing"]
+            raise SourceError(
+                f"{self.name}: expected a video stream, found {', '.join(kinds)}: give a video or an image"
+            )
+        stream = streams[0]
+        if stream.codec_context is None:
+            raise SourceError(f"{self.name}: no decoder for its video format: convert it, for example to H.264")
+        stream.thread_type = "AUTO"
+        stream.codec_context.thread_count = min(MAX_DECODE_THREADS, os.cpu_count() or 1)
+        return stream
+
+    @property
+    def frame_rate(self) -> Fraction:
+        """Average frames a second; a usual value where the file does not say."""
+        rate = self._stream.average_rate or self._stream.guessed_rate
+        return Fraction(rate) if rate else _FALLBACK_FPS
+
+    @property
+    def frame_total(self) -> int | None:
+        """How many frames the file says it has, counted or from its length; None where it says nothing."""
+        if self._stream.frames > 0:
+            return self._stream.frames
+        duration_s = self._stated_duration_s()
+        return None if duration_s is None else max(1, round(duration_s * float(self.frame_rate)))
+
+    def pictures(self) -> Iterator[Picture]:
+        """Decode to the end. Broken packets are left out and counted in `frames_lost`.
+
+        Raises:
+            SourceError: not one frame could be decoded, or the network went silent.
+        """
+        decoded = discarded = broken = 0
+        last_pts: int | None = None
+        end_s = 0.0
+        step_s = 1.0 / float(self.frame_rate)
+        reason = "it holds none"
+        packets = self._container.demux(self._stream)
+        while True:
+            try:
+                packet = next(packets, None)
+                if packet is None:
+                    break
+                discarded += packet.size > 0 and packet.is_discard
+                frames = packet.decode()
+            except av.error.EOFError:
+                break
+            except av.InvalidDataError as error:
+                broken += 1
+                reason = redact(str(error.strerror))
+                log.debug("%s: broken packet: %s", self.name, reason)
+                continue
+            except (av.FFmpegError, OSError) as error:
+                if self.endless or not decoded:
+                    raise SourceError(f"{self.name}: reading stopped ({_reason(error)})") from None
+                reason = _reason(error)
+                log.warning("%s: reading stopped after %d frames (%s)", self.name, decoded, reason)
+                break
+            for frame in frames:
+                time_base = Fraction(frame.time_base or self._stream.time_base or Fraction(1, 90000))
+                pts = frame.pts
+                if pts is None:  # containers without timestamps: count frames
+                    pts = 0 if last_pts is None else last_pts + max(1, round(step_s / time_base))
+                last_pts = int(pts)
+                end_s = float(last_pts * time_base) + step_s
+                yield Picture(decoded, self._upright_rgb(frame), last_pts, time_base)
+                decoded += 1
+        if not decoded:
+            raise SourceError(f"{self.name}: expected at least one video frame, none could be decoded ({reason})")
+        if not self.endless:
+            self._count_lost(decoded, discarded, broken, end_s)
+
+    def close(self) -> None:
+        """Close the file or connection. A second call does nothing."""
+        self._container.close()
+
+    def _upright_rgb(self, frame: av.VideoFrame) -> U8:
+        image: U8 = frame.to_ndarray(format="rgb24")  # type: ignore[assignment]  # rgb24 is uint8
+        quarter_turns = round(frame.rotation / 90) % 4  # counter-clockwise, as np.rot90
+        if quarter_turns:
+            image = np.ascontiguousarray(np.rot90(image, quarter_turns))
+        return image
+
+    def _count_lost(self, decoded: int, discarded: int, broken: int, end_s: float) -> None:
+        if self._stream.frames > 0:
+            lost, about = self._stream.frames - discarded - decoded, ""
+        else:
+            duration_s = self._stated_duration_s() or 0.0
+            start_s = float((self._stream.start_time or 0) * (self._stream.time_base or 0))
+            missing_s = duration_s - (end_s - start_s)
+            # Without a frame count in the file, less than a second of difference is rounding, not loss.
+            lost, about = (round(missing_s * float(self.frame_rate)), "about ") if missing_s > 1.0 else (broken, "")
+        self.frames_lost = max(lost, 0)
+        if self.frames_lost:
+            log.warning(
+                "%s: %s%d frames lost, %d decoded: the file is cut or damaged",
+                self.name,
+                about,
+                self.frames_lost,
+                decoded,
+            )
+
+    def _stated_duration_s(self) -> float | None:
+        """Length of the video that the file's header states, s; None where it states none."""
+        if self._stream.duration and self._stream.time_base:
+            return float(self._stream.duration * self._stream.time_base)
+        tag = self._stream.metadata.get(_DEFAULT_MKV_TAG)
+        if tag is not None:
+            try:
+                hours, minutes, seconds = tag.split(":")
+                return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+            except ValueError:
+                return None
+        only_video = len(self._container.streams) == 1
+        if self._container.duration and only_video:
+            return float(self._container.duration) / av.time_base
+        return None
+
+
+def _open_error(name: str, error: Exception, is_url: bool) -> SourceError:
+    if isinstance(error, FileNotFoundError) and not is_url:
+        return SourceError(f"{name}: no such file or folder: check the path")
+    if isinstance(error, PermissionError) and not is_url:
+        return SourceError(f"{name}: may not be read: check its permissions")
+    if isinstance(error, av.InvalidDataError):
+        return SourceError(
+            f"{name}: expected a video, found something else or a file cut before its index: try another copy"
+        )
+    if isinstance(error, av.error.ProtocolNotFoundError):
+        return SourceError(f"{name}: expected an address starting with {', '.join(s + '://' for s in URL_SCHEMES)}")
+    advice = "check address, network and password" if is_url else "try another copy"
+    return SourceError(f"{name}: cannot be opened ({_reason(error)}): {advice}")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, av.error.ExitError):
+        return "no answer within the time limit"  # PyAV interrupts the call
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return redact(str(text))
