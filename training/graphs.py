@@ -31,6 +31,12 @@ def _at_cells(maps: Tensor, cells: Tensor) -> Tensor:
     return flat.gather(2, cells[:, None].expand(-1, flat.shape[1], -1)).transpose(1, 2)
 
 
+def _row_column(cells: Tensor, width: int) -> Tensor:
+    """Flat cells (...) of a grid of this width -> (..., 2) row and column, as float. (The exporter has no remainder by a dynamic size.)"""
+    rows = torch.div(cells, width, rounding_mode="floor")
+    return torch.stack((rows, cells - rows * width), dim=-1).to(torch.float32)
+
+
 def people_candidates(maps: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Raw keypoint maps to what the grouping reads.
 
@@ -47,7 +53,7 @@ def people_candidates(maps: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
 
     score, centre = _peaks(maps["centre"].sigmoid(), CENTRE_WINDOW, PEOPLE)
     score, centre = score[:, 0], centre[:, 0]  # (B, P)
-    centre_yx = torch.stack((centre // w, centre % w), dim=-1).to(heat.dtype)
+    centre_yx = _row_column(centre, w)
     guess = centre_yx[:, :, None] + _at_cells(maps["regression"], centre).unflatten(2, (JOINTS, 2))  # (B, P, 17, 2)
     cell = guess.floor()
     row, column = cell.unbind(-1)
@@ -60,7 +66,7 @@ def people_candidates(maps: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     probability, cells = _peaks(heat, JOINT_WINDOW, CANDIDATES)  # (B, 17, M)
     offsets = maps["offsets"].flatten(2).unflatten(1, (JOINTS, 2))  # (B, 17, 2, h * w)
     shift = offsets.gather(3, cells[:, :, None].expand(-1, -1, 2, -1)).transpose(2, 3)  # (B, 17, M, 2)
-    candidate_yx = torch.stack((cells // w, cells % w), dim=-1).to(heat.dtype) + shift
+    candidate_yx = _row_column(cells, w) + shift
     candidate_px = candidate_yx.flip(-1) * STRIDE - 0.5
     joint_candidates = torch.cat((candidate_px, probability[..., None], torch.zeros_like(probability)[..., None]), dim=-1)
     return score, person_keypoints, joint_candidates

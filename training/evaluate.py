@@ -1,0 +1,418 @@
+"""Accuracy of an artifact on annotated pictures, with pycocotools.
+
+    python -m training.evaluate --annotations F.json --images DIR [--model DIR] --poses gt|engine|FILE.json [--json OUT] [--sheet OUT.png]
+
+Poses come from the annotations (`gt`: what the mask part can do), from the artifact's keypoint graph (`engine`: end to end) or from a file of COCO
+keypoint results. `--masks limbs` replaces the SegModule by the trivial baseline, a thick drawing of the skeleton.
+
+Protocol. Keypoint AP is COCO's: people without labelled joints are ignored. Mask AP follows COCOPersons (the paper's set): the true people are
+those with both keypoints and a mask; people without keypoints are absent, so a correct mask on one of them counts as false. Scores are 1.0 for
+poses from the annotations, as in the paper's tables, and pose score x mask score otherwise; `--score` chooses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from rich.progress import track
+
+from engines import Engine, EngineError, default_artifact, load_artifact, open_graph
+from kernels.coordinates import F32, U8
+from kernels.letterbox import Letterbox, letterbox, plan_letterbox
+from kernels.mask_paste import encode_rle, paste_masks
+from kernels.pose_decoding import DecodeParameters, decode_people
+from kernels.pose_fit import fit_poses, whole_frame_roi
+from kernels.roi_inputs import segment_feeds
+from kernels.skeleton import LIMBS
+from training.dataset import CocoFolder, DataError, Photo, decode_mask, is_held_out
+
+EVALUATED_PERSON_SCORE = 0.02  # weaker people change AP by less than their noise, and cost time
+SCORES = ("one", "pose", "mask", "pose*mask")
+WORST_CASES = 16
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Model:
+    """Two engines and what the manifest says about them."""
+
+    keypoints: Engine
+    segment: Engine
+    templates: F32
+    feature_from_input: F32
+    roi_size: int
+    joint_threshold: float
+    decode: DecodeParameters = field(default_factory=DecodeParameters)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FoundPeople:
+    """People of one picture, frame px."""
+
+    keypoints: F32  # (N, 17, 3) x, y, confidence (or v for true poses)
+    visibility: NDArray[np.float32]  # (N, 17) 0, 1, 2
+    scores: F32  # (N,)
+
+
+def open_model(folder: Path, *, engine: str = "auto", threads: int | None = None) -> tuple[Model, int]:
+    """An artifact folder's graphs, and the long side it was measured at."""
+    artifact = load_artifact(folder)
+    model = Model(
+        keypoints=open_graph(artifact, "keypoints", engine=engine, threads=threads),
+        segment=open_graph(artifact, "segment", engine=engine, threads=threads),
+        templates=artifact.templates,
+        feature_from_input=artifact.feature_from_input,
+        roi_size=artifact.roi_size,
+        joint_threshold=artifact.joint_threshold,
+        decode=DecodeParameters(**artifact.decode),
+    )
+    return model, artifact.long_side
+
+
+def find_people(model: Model, image: U8, plan: Letterbox) -> tuple[FoundPeople, F32]:
+    """Run the keypoint graph on one picture; also returns the features for `segment_people`."""
+    outputs = model.keypoints.run({"image": letterbox(image, plan)[None]})
+    keypoints, scores = decode_people(
+        outputs["person_scores"][0], outputs["person_keypoints"][0], outputs["joint_candidates"][0], parameters=model.decode
+    )
+    kept = scores >= EVALUATED_PERSON_SCORE
+    keypoints, scores = keypoints[kept].copy(), scores[kept]
+    scale, shift = plan.input_from_frame[[0, 1], [0, 1]], plan.input_from_frame[:, 2]
+    keypoints[..., :2] = (keypoints[..., :2] - shift) / scale
+    visibility = np.where(keypoints[..., 2] >= model.joint_threshold, 2.0, 0.0).astype(np.float32)
+    return FoundPeople(keypoints=keypoints, visibility=visibility, scores=scores), outputs["features"]
+
+
+def segment_people(model: Model, features: F32, plan: Letterbox, people: FoundPeople) -> tuple[F32, F32, F32]:
+    """Probabilities (N, S, S), mask scores (N,) and roi_from_frame (N, 2, 3) of the given poses."""
+    poses = people.keypoints.copy()
+    poses[..., 2] = people.visibility
+    fallback = whole_frame_roi(plan.frame_height, plan.frame_width, model.roi_size)
+    roi_from_frame = fit_poses(poses, model.templates, fallback, roi_size=model.roi_size).roi_from_frame
+    feeds = segment_feeds(people.keypoints, people.visibility, roi_from_frame, plan.input_from_frame, model.feature_from_input)
+    outputs = model.segment.run({"features": features, **feeds})
+    return outputs["probabilities"], outputs["scores"], roi_from_frame
+
+
+def limb_mask(keypoints: F32, visibility: NDArray[np.float32], height: int, width: int) -> U8:
+    """The trivial baseline: limbs as thick lines, the torso filled, a disc for the head; (H, W) uint8 of 0 and 1."""
+    mask = np.zeros((height, width), np.uint8)
+    points = np.round(keypoints[:, :2]).astype(int)
+    present = visibility > 0
+    if not present.any():
+        return mask
+    extent = float(np.ptp(keypoints[present, :2], axis=0).max())
+    thick = max(2, round(0.12 * extent))
+    for a, b in LIMBS:
+        if present[a] and present[b]:
+            cv2.line(mask, tuple(map(int, points[a])), tuple(map(int, points[b])), 1, thick)
+    torso = [j for j in (5, 6, 12, 11) if present[j]]
+    if len(torso) >= 3:
+        cv2.fillConvexPoly(mask, cv2.convexHull(points[torso].astype(np.int32)), 1)
+    head = [j for j in range(5) if present[j]]
+    if head:
+        cv2.circle(mask, tuple(map(int, points[head].mean(0))), max(2, round(0.1 * extent)), 1, -1)
+    return mask
+
+
+def true_people(photo: Photo) -> list[int]:
+    """Indices of the people the mask figures are about: keypoints and a mask, neither crowd nor weak."""
+    return [i for i, p in enumerate(photo.people) if p.has_keypoints and p.segmentation is not None and not p.crowd and not p.ignore]
+
+
+def poses_from_annotations(photo: Photo) -> FoundPeople:
+    people = [photo.people[i] for i in true_people(photo)]
+    keypoints = np.stack([p.keypoints for p in people]) if people else np.zeros((0, 17, 3), np.float32)
+    return FoundPeople(keypoints=keypoints, visibility=keypoints[..., 2].copy(), scores=np.ones(len(people), np.float32))
+
+
+def poses_from_file(path: Path, joint_threshold: float) -> dict[int, FoundPeople]:
+    """COCO keypoint results by image id.
+
+    Raises:
+        DataError: not a list of results with image_id, keypoints and score.
+    """
+    try:
+        results = json.loads(path.read_text())
+        by_image: dict[int, list[tuple[Any, float]]] = {}
+        for entry in results:
+            by_image.setdefault(int(entry["image_id"]), []).append((np.asarray(entry["keypoints"], np.float32).reshape(17, 3), float(entry["score"])))
+    except (OSError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: expected a list of COCO keypoint results (image_id, keypoints, score): {error}") from error
+    found = {}
+    for image_id, entries in by_image.items():
+        keypoints = np.stack([k for k, _ in entries])
+        visibility = np.where(keypoints[..., 2] >= joint_threshold, 2.0, 0.0).astype(np.float32)
+        found[image_id] = FoundPeople(keypoints=keypoints, visibility=visibility, scores=np.array([s for _, s in entries], np.float32))
+    return found
+
+
+def truth_for(photos: list[Photo]) -> tuple[COCO, COCO]:
+    """(keypoint truth, mask truth) of the same pictures for pycocotools; the mask truth lists `true_people` only."""
+    images = [{"id": p.image_id, "width": p.width, "height": p.height, "file_name": p.file_name} for p in photos]
+    category = [{"id": 1, "name": "person"}]
+    with_keypoints, with_masks = [], []
+    for photo in photos:
+        listed = set(true_people(photo))
+        for index, person in enumerate(photo.people):
+            if person.ignore:
+                continue
+            rle: dict[str, Any] | None = None
+            area = float(np.prod(person.box[2:] - person.box[:2])) * 0.53  # COCO people fill about half their box
+            if person.segmentation is not None:
+                rle = coco_mask.encode(np.asfortranarray(decode_mask(person.segmentation, photo.height, photo.width)))
+                area = float(coco_mask.area(rle))
+            x0, y0, x1, y1 = person.box
+            entry = {
+                "id": len(with_keypoints) + 1,
+                "image_id": photo.image_id,
+                "category_id": 1,
+                "iscrowd": int(person.crowd),
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "area": area,
+                "keypoints": person.keypoints.reshape(-1).tolist(),
+                "num_keypoints": int((person.keypoints[:, 2] > 0).sum()),
+            }
+            with_keypoints.append(entry)
+            if index in listed:
+                with_masks.append({**entry, "segmentation": rle})
+    return tuple(_coco({"images": images, "annotations": a, "categories": category, "info": {}}) for a in (with_keypoints, with_masks))  # type: ignore[return-value]
+
+
+def _coco(content: dict[str, Any]) -> COCO:
+    truth = COCO()
+    truth.dataset = content
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+    return truth
+
+
+def average_precision(truth: COCO, results: list[dict[str, Any]], kind: str) -> dict[str, float | None]:
+    """COCO summary of `keypoints` or `segm` results; None where the truth has nobody of that size."""
+    names = ("AP", "AP50", "AP75", "AP_medium", "AP_large", "AR")
+    if not results:
+        return {name: (0.0 if truth.anns else None) for name in names}
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval(truth, truth.loadRes(results), kind)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    s = evaluation.stats
+    picked = (s[0], s[1], s[2], s[3], s[4], s[5]) if kind == "keypoints" else (s[0], s[1], s[2], s[4], s[5], s[8])
+    return {name: (round(float(value), 4) if value >= 0 else None) for name, value in zip(names, picked, strict=True)}
+
+
+@dataclass(kw_only=True, eq=False)
+class Evaluation:
+    """Results of a set of pictures, gathered picture by picture."""
+
+    keypoint_results: list[dict[str, Any]] = field(default_factory=list)
+    mask_results: list[dict[str, Any]] = field(default_factory=list)
+    cases: list[tuple[float, Photo, int, U8]] = field(default_factory=list)  # IoU, picture, true person, mask in its picture
+
+
+def evaluate_photo(
+    model: Model, image: U8, photo: Photo, plan: Letterbox, poses: FoundPeople | None, out: Evaluation, *, masks: str, score: str
+) -> None:
+    """Run one picture; ``poses`` None takes the keypoint graph's own."""
+    needs_features = masks == "engine" or poses is None
+    features: F32 = np.zeros((1, 1, 1, 1), np.float32)
+    if needs_features:
+        own, features = find_people(model, image, plan)
+        poses = own if poses is None else poses
+    assert poses is not None
+    n = len(poses.scores)
+    mask_scores = np.ones(n, np.float32)
+    rles: list[dict[str, Any]] = []
+    if n and masks == "engine":
+        probabilities, mask_scores, roi_from_frame = segment_people(model, features, plan, poses)
+        pasted = paste_masks(probabilities, roi_from_frame, photo.height, photo.width)
+        rles = encode_rle(pasted, photo.height, photo.width)
+    elif n:
+        drawn = [limb_mask(k, v, photo.height, photo.width) for k, v in zip(poses.keypoints, poses.visibility, strict=True)]
+        rles = [_rle(m) for m in drawn]
+    values = {"one": np.ones(n), "pose": poses.scores, "mask": mask_scores, "pose*mask": poses.scores * mask_scores}[score]
+    for i in range(n):
+        shared = {"image_id": photo.image_id, "category_id": 1, "score": float(values[i])}
+        flat = poses.keypoints[i].astype(float).round(2).reshape(-1).tolist()
+        out.keypoint_results.append({**shared, "score": float(poses.scores[i]), "keypoints": flat})
+        out.mask_results.append({**shared, "segmentation": rles[i]})
+    listed = true_people(photo)
+    if not listed:
+        return
+    truth = [_rle(decode_mask(photo.people[i].segmentation, photo.height, photo.width)) for i in listed]
+    iou = np.asarray(coco_mask.iou(rles, truth, [0] * len(truth))).reshape(n, len(truth)) if n else np.zeros((0, len(truth)))
+    for column, index in enumerate(listed):
+        best = int(iou[:, column].argmax()) if n else -1
+        value = float(iou[best, column]) if n else 0.0
+        shown = coco_mask.decode(rles[best]) if n else np.zeros((photo.height, photo.width), np.uint8)
+        out.cases.append((value, photo, index, shown))
+
+
+def _rle(mask: U8) -> dict[str, Any]:
+    rle: dict[str, Any] = coco_mask.encode(np.asfortranarray(mask))
+    return rle
+
+
+def summarise(photos: list[Photo], evaluation: Evaluation) -> dict[str, Any]:
+    """Figures with their counts; see the module docstring for the protocol."""
+    keypoint_truth, mask_truth = truth_for(photos)
+    with_joints = sum(1 for a in keypoint_truth.dataset["annotations"] if a["num_keypoints"] and not a["iscrowd"])
+    people = len(mask_truth.dataset["annotations"])
+    return {
+        "images": len(photos),
+        "people_with_keypoints": with_joints,
+        "people_with_mask": people,
+        "keypoints": average_precision(keypoint_truth, evaluation.keypoint_results, "keypoints"),
+        "mask": average_precision(mask_truth, evaluation.mask_results, "segm"),
+        "mean_iou": round(float(np.mean([c[0] for c in evaluation.cases])), 4) if evaluation.cases else None,
+    }
+
+
+def worst_cases(folder: CocoFolder, cases: list[tuple[float, Photo, int, U8]], path: Path, count: int = WORST_CASES) -> None:
+    """A sheet of the people with the lowest IoU: truth outlined in green, the result tinted."""
+    tiles = []
+    for value, photo, index, mask in sorted(cases, key=lambda c: c[0])[:count]:
+        image = folder.image(photo).copy()
+        inside = mask > 0
+        image[inside] = (0.45 * image[inside] + 0.55 * np.array([255, 64, 64])).astype(np.uint8)
+        truth = decode_mask(photo.people[index].segmentation, photo.height, photo.width)
+        outlines, _ = cv2.findContours(truth, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(image, outlines, -1, (0, 255, 0), 2)
+        for x, y, v in photo.people[index].keypoints:
+            if v > 0:
+                cv2.circle(image, (round(float(x)), round(float(y))), 3, (255, 255, 0) if v > 1 else (255, 160, 0), -1)
+        x0, y0, x1, y1 = photo.people[index].box
+        side = max(x1 - x0, y1 - y0) * 1.4
+        cx, cy = (x0 + x1) / 2, (y0 + y1) / 2
+        matrix = np.array([[260 / side, 0, 130 - cx * 260 / side], [0, 260 / side, 130 - cy * 260 / side]])
+        tile = cv2.warpAffine(image, matrix, (260, 260), flags=cv2.INTER_AREA, borderValue=(40, 40, 40))
+        cv2.putText(tile, f"IoU {value:.2f}  {photo.file_name}", (6, 252), cv2.FONT_HERSHEY_SIMPLEX, 0.38, (255, 255, 255), 1, cv2.LINE_AA)
+        tiles.append(tile)
+    if not tiles:
+        return
+    while len(tiles) % 4:
+        tiles.append(np.zeros_like(tiles[0]))
+    sheet = np.concatenate([np.concatenate(tiles[i : i + 4], axis=1) for i in range(0, len(tiles), 4)])
+    if not cv2.imwrite(str(path), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR)):
+        raise DataError(f"cannot write {path}: expected a writable .png path")
+
+
+def evaluate(
+    folder: CocoFolder,
+    model: Model,
+    *,
+    long_side: int,
+    poses: str | Path,
+    masks: str = "engine",
+    score: str | None = None,
+    photos: list[Photo] | None = None,
+    progress: bool = False,
+) -> tuple[dict[str, Any], Evaluation]:
+    """Figures of a model on a data set; see `main` for the options."""
+    chosen = folder.photos if photos is None else photos
+    from_file = poses_from_file(Path(poses), model.joint_threshold) if poses not in ("gt", "engine") else None
+    score = score or ("one" if poses == "gt" else "pose*mask")
+    out = Evaluation()
+    steps: Iterator[Photo] = iter(track(chosen, description="evaluate")) if progress else iter(chosen)
+    nobody = FoundPeople(keypoints=np.zeros((0, 17, 3), np.float32), visibility=np.zeros((0, 17), np.float32), scores=np.zeros(0, np.float32))
+    for photo in steps:
+        plan = plan_letterbox(photo.height, photo.width, long_side=long_side)
+        given: FoundPeople | None = None
+        if poses == "gt":
+            given = poses_from_annotations(photo)
+        elif from_file is not None:
+            given = from_file.get(photo.image_id, nobody)
+        evaluate_photo(model, folder.image(photo), photo, plan, given, out, masks=masks, score=score)
+    figures = summarise(chosen, out)
+    if poses == "gt":
+        figures["keypoints"] = None  # comparing the annotations with themselves says nothing
+    return {**figures, "poses": str(poses), "masks": masks, "score": score, "long_side": long_side}, out
+
+
+def validate(network: Any, settings: Any) -> dict[str, float | None]:
+    """Figures on the held-out pictures of every source during training: mean IoU with true poses, and AP on complete sources."""
+    from training.dataset import open_source
+    from training.torch_engine import network_model
+
+    model = network_model(network)
+    figures: dict[str, float | None] = {}
+    for source in settings.sources:
+        if not source.holdout_every or source.photo_weight + source.cutout_weight <= 0:
+            continue
+        folder = open_source(settings.data, source)
+        photos = [p for p in folder.photos if is_held_out(p.image_id, source.holdout_every) and true_people(p)]
+        if photos:
+            name = Path(source.annotations).parent.name
+            result, _ = evaluate(folder, model, long_side=512, poses="gt", photos=photos)
+            figures[f"{name} mean IoU"] = result["mean_iou"]
+            if source.complete:
+                figures[f"{name} mask AP"] = result["mask"]["AP"]
+                own, _ = evaluate(folder, model, long_side=512, poses="engine", photos=photos)
+                figures[f"{name} end-to-end AP"] = own["mask"]["AP"]
+                figures[f"{name} keypoint AP"] = own["keypoints"]["AP"]
+    return figures
+
+
+def report(figures: Mapping[str, Any]) -> str:
+    """The figures as lines for people."""
+    lines = [
+        f"{figures['images']} images, {figures['people_with_keypoints']} people with keypoints, {figures['people_with_mask']} with keypoints and mask; "
+        f"poses {figures['poses']}, masks {figures['masks']}, scores {figures['score']}, long side {figures['long_side']}"
+    ]
+    for kind in ("keypoints", "mask"):
+        if figures[kind] is not None:
+            lines.append(f"{kind:>9}  " + "  ".join(f"{name} {'-' if v is None else f'{v:.3f}'}" for name, v in figures[kind].items()))
+    lines.append(f" mean IoU  {'-' if figures['mean_iou'] is None else format(figures['mean_iou'], '.3f')}")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--annotations", type=Path, required=True, help="COCO-format JSON")
+    parser.add_argument("--images", type=Path, required=True, help="folder or zip of its pictures")
+    parser.add_argument("--model", type=Path, default=default_artifact(), help="artifact folder; default: the one that is installed")
+    parser.add_argument("--engine", default="auto", help="as in run_stream.py")
+    parser.add_argument("--threads", type=int, help="cores one call may use")
+    parser.add_argument("--poses", default="engine", help="gt, engine, or a file of COCO keypoint results")
+    parser.add_argument("--masks", default="engine", choices=("engine", "limbs"), help="limbs: thick skeleton as baseline")
+    parser.add_argument("--score", choices=SCORES, help="score of each mask; default: one for --poses gt, else pose*mask")
+    parser.add_argument("--long-side", type=int, help="letterbox size, px; default: the artifact's")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--results", type=Path, help="write COCO keypoint results here")
+    parser.add_argument("--sheet", type=Path, help="write a picture of the worst cases here")
+    options = parser.parse_args(arguments)
+    try:
+        model, long_side = open_model(options.model, engine=options.engine, threads=options.threads)
+        folder = CocoFolder(options.annotations, options.images)
+        figures, out = evaluate(
+            folder, model, long_side=options.long_side or long_side, poses=options.poses, masks=options.masks, score=options.score, progress=sys.stderr.isatty()
+        )
+        print(report(figures))
+        if options.json is not None:
+            options.json.write_text(json.dumps(figures, indent=1) + "\n")
+        if options.results is not None:
+            options.results.write_text(json.dumps(out.keypoint_results) + "\n")
+        if options.sheet is not None:
+            worst_cases(folder, out.cases, options.sheet)
+    except (DataError, EngineError, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""The network under training behind the same `Engine` interface as an exported graph, so that validation runs the serving code path."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from engines.artifact import SIGNATURES
+from engines.engine import TensorSpec
+from kernels.pose_fit import PAPER_TEMPLATES, prepare_templates
+from training.evaluate import Model
+from training.graphs import KeypointGraph, SegmentGraph
+from training.model import FEATURE_FROM_INPUT, LiveNetwork
+
+JOINT_THRESHOLD = 0.15
+
+
+class TorchGraph:
+    """One serving graph run eagerly; see `engines.engine.Engine`."""
+
+    name = "torch eager"
+
+    def __init__(self, graph: nn.Module, signature: str, device: torch.device) -> None:
+        self.graph, self.device = graph.eval(), device
+        self.inputs: tuple[TensorSpec, ...]
+        self.outputs: tuple[TensorSpec, ...]
+        self.inputs, self.outputs = SIGNATURES[signature]
+
+    @torch.no_grad()
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        tensors = [torch.from_numpy(np.ascontiguousarray(feeds[spec.name])).to(self.device) for spec in self.inputs]
+        results = self.graph(*tensors)
+        return {spec.name: result.cpu().numpy() for spec, result in zip(self.outputs, results, strict=True)}
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+def network_model(network: LiveNetwork) -> Model:
+    """A network as `training.evaluate` wants it. The network is put into eval mode."""
+    device = next(network.parameters()).device
+    return Model(
+        keypoints=TorchGraph(KeypointGraph(network), "keypoints", device),
+        segment=TorchGraph(SegmentGraph(network), "segment", device),
+        templates=prepare_templates(PAPER_TEMPLATES),
+        feature_from_input=np.array(FEATURE_FROM_INPUT, np.float32),
+        roi_size=network.settings.roi_size,
+        joint_threshold=JOINT_THRESHOLD,
+    )
