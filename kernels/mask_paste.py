@@ -291,7 +291,8 @@ def _run_lengths(mask: U8, x0: int, y0: int, frame_height: int, frame_width: int
 @compiled
 def _compressed(runs: I64) -> U8:
     """COCO's text form: differences to the run two before, in groups of five bits from the low end, as characters from
-    '0' on."""
+    '0' on.
+    """
     characters = np.empty(len(runs) * 13, np.uint8)
     count = 0
     for index in range(len(runs)):

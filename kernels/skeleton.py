@@ -99,10 +99,12 @@ def _skeleton_features(roi_keypoints: F32, limbs: I32, size: int) -> F32:
     variance2 = 2.0 * HEATMAP_SIGMA_PX**2
     radius = np.sqrt(variance2 * HEATMAP_CUTOFF)
     fall_x = np.empty(size, np.float64)
+    present = np.empty(joints, np.bool_)
     for n in range(people):
         for k in range(joints):
             x, y, v = float(roi_keypoints[n, k, 0]), float(roi_keypoints[n, k, 1]), roi_keypoints[n, k, 2]
-            if not (v > 0.5 and np.isfinite(x) and np.isfinite(y)):
+            present[k] = v > 0.5 and np.isfinite(x) and np.isfinite(y) and np.isfinite(v)
+            if not present[k]:
                 continue
             sign = 1.0 if v > 1.5 else -1.0
             first, last = _inside(x - radius, x + radius + 1.0, size)
@@ -124,7 +126,7 @@ def _skeleton_features(roi_keypoints: F32, limbs: I32, size: int) -> F32:
                 float(roi_keypoints[n, j, 1]),
             )
             length = np.sqrt((x2 - x1) ** 2 + (y2 - y1) ** 2)
-            if not (roi_keypoints[n, i, 2] > 0.5 and roi_keypoints[n, j, 2] > 0.5 and 0.0 < length < np.inf):
+            if not (present[i] and present[j] and length > 0):
                 continue
             ex, ey = (x2 - x1) / length, (y2 - y1) / length
             first, last = _inside(
@@ -160,9 +162,11 @@ def skeleton_features_reference(roi_keypoints: F32, size: int = 64) -> F32:
                 blob = np.where(exponent < HEATMAP_CUTOFF, np.exp(-exponent), 0.0)
                 maps[n, k] = blob if v > 1.5 else -blob
         for limb, (i, j) in enumerate(LIMBS):
+            if not (present[i] and present[j]):
+                continue
             (x1, y1), (x2, y2) = person[i, :2], person[j, :2]
             length = np.hypot(x2 - x1, y2 - y1)
-            if not (present[i] and present[j] and length > 0):
+            if length == 0:
                 continue
             ex, ey = (x2 - x1) / length, (y2 - y1) / length
             drawn = np.abs((grid_x - x1) * ey - (grid_y - y1) * ex) < LIMB_HALF_WIDTH_PX

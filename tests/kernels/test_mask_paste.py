@@ -1,0 +1,172 @@
+"""Mask paste and run lengths: hand-worked px, the twin, COCO's own encoder; align-then-paste keeps the mask."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from pycocotools import mask as coco_mask
+
+from kernels.affine_align import affine_align
+from kernels.coordinates import half_pixel_scale, invert
+from kernels.mask_paste import PastedMask, encode_rle, paste_masks, paste_masks_reference
+from kernels.pose_fit import PAPER_TEMPLATES, fit_poses, prepare_templates, whole_frame_roi
+from tests.strategies import masks_in_frames, similarities
+
+UNIT = np.array([[1.0, 0, 0], [0, 1, 0]])
+
+
+def rois(people: int, side: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Smooth random probabilities (N, S, S) and similarities (N, 2, 3) that look at a frame of about 100 px."""
+    rng = np.random.default_rng(seed + people)
+    coarse = rng.uniform(0, 1, (people, 5, 5))
+    stretch = np.linspace(0, 4, side)
+    low, part = np.minimum(stretch.astype(int), 3), stretch - np.minimum(stretch.astype(int), 3)
+    rows = coarse[:, low] * (1 - part)[:, None] + coarse[:, low + 1] * part[:, None]
+    probabilities = (rows[:, :, low] * (1 - part) + rows[:, :, low + 1] * part).astype(np.float32)
+    angle, scale = rng.uniform(-np.pi, np.pi, people), rng.uniform(0.2, 2.0, people)
+    a, b = scale * np.cos(angle), scale * np.sin(angle)
+    centre = rng.uniform(0, 90, (people, 2))
+    shift_x = side / 2 - a * centre[:, 0] - b * centre[:, 1]
+    shift_y = side / 2 + b * centre[:, 0] - a * centre[:, 1]
+    return probabilities, np.stack((np.stack((a, b, shift_x), -1), np.stack((-b, a, shift_y), -1)), 1)
+
+
+def equal(first: list[PastedMask], second: list[PastedMask]) -> None:
+    assert len(first) == len(second)
+    for a, b in zip(first, second, strict=True):
+        assert (a.x0, a.y0) == (b.x0, b.y0)
+        np.testing.assert_array_equal(a.mask, b.mask)
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> float:
+    return float((a & b).sum() / (a | b).sum())
+
+
+def test_one_px_of_the_roi_becomes_its_px_in_the_frame() -> None:
+    probabilities = np.zeros((1, 8, 8), np.float32)
+    probabilities[0, 2, 5] = 1
+    (pasted,) = paste_masks(probabilities, np.array([[[1.0, 0, -10], [0, 1, -20]]]), 40, 30)
+    assert (pasted.x0, pasted.y0, pasted.mask.tolist()) == (15, 22, [[True]])
+
+
+def test_the_threshold_is_strict_and_works_on_the_interpolated_probability() -> None:
+    probabilities = np.array([[[0.0, 1.0], [0.0, 1.0]]], np.float32)
+    quarters = half_pixel_scale(0.25, 0.25)[None]  # u = x / 4 - 3 / 8: x = 0..7 see -3/8, -1/8, 1/8, ... 11/8
+    rows = [paste_masks(probabilities, quarters, 8, 8, threshold=t)[0].in_frame(8, 8)[4] for t in (0.0, 0.5, 0.625)]
+    assert [np.nonzero(row)[0].tolist() for row in rows] == [[2, 3, 4, 5, 6, 7], [4, 5, 6, 7], [5, 6]]
+
+
+@pytest.mark.parametrize("people", [0, 1, 7, 30])
+@pytest.mark.parametrize("frame", [(1, 1), (3, 5), (97, 61), (80, 120)])
+@pytest.mark.parametrize("side", [1, 8, 33])
+def test_twin(people: int, frame: tuple[int, int], side: int) -> None:
+    probabilities, matrices = (
+        rois(people, side) if side > 1 else (np.ones((people, 1, 1), np.float32), rois(people, 8)[1])
+    )
+    for threshold in (0.3, 0.5):
+        fast = paste_masks(probabilities, matrices, *frame, threshold=threshold)
+        equal(fast, paste_masks_reference(probabilities, matrices, *frame, threshold=threshold))
+        assert len(fast) == people
+
+
+def test_strided_input_gives_the_same() -> None:
+    probabilities, matrices = rois(5, 16)
+    strided = np.asfortranarray(probabilities)
+    equal(
+        paste_masks(strided, matrices.astype(np.float32), 80, 90),
+        paste_masks(probabilities, matrices.astype(np.float32), 80, 90),
+    )
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        np.zeros((2, 3)),
+        np.full((2, 3), np.nan),
+        np.array([[1.0, 0, 1e30], [0, 1, 0]]),
+        UNIT * 1e-200,
+        np.array([[1.0, 0, 500], [0, 1, 0]]),
+    ],
+    ids=["singular", "NaN", "infinitely far", "infinitely large", "outside the frame"],
+)
+def test_an_impossible_matrix_gives_an_empty_mask_and_leaves_the_others_alone(matrix: np.ndarray) -> None:
+    probabilities = np.ones((2, 8, 8), np.float32)
+    broken, sound = paste_masks(probabilities, np.stack((matrix, UNIT)), 20, 20)
+    assert (broken.x0, broken.y0, broken.mask.shape) == (0, 0, (0, 0))
+    assert sound.mask.shape == (8, 8)
+    assert sound.mask.all()
+
+
+def test_nan_is_not_person() -> None:
+    probabilities = np.ones((1, 4, 4), np.float32)
+    probabilities[0, 1, 2] = np.nan
+    (pasted,) = paste_masks(probabilities, UNIT[None], 6, 6)
+    expected = np.ones((4, 4), bool)
+    # A px on an index has weight 0 for its right and lower neighbours, and 0 times NaN is NaN.
+    expected[0:2, 1:3] = False
+    np.testing.assert_array_equal(pasted.mask, expected)
+    equal([pasted], paste_masks_reference(probabilities, UNIT[None], 6, 6))
+
+
+def test_a_crop_is_as_small_as_can_be() -> None:
+    probabilities, matrices = rois(12, 33)
+    for pasted in paste_masks(probabilities, matrices, 97, 61):
+        if pasted.mask.size:
+            edges = (pasted.mask[0], pasted.mask[-1], pasted.mask[:, 0], pasted.mask[:, -1])
+            assert all(edge.any() for edge in edges)
+            assert pasted.mask.flags.c_contiguous
+
+
+@given(similarities(min_scale=40, max_scale=90, max_shift=1))
+def test_align_then_paste_keeps_the_mask(frame_from_unit: np.ndarray) -> None:
+    """An ellipse around a person, cut out through the person's own fit and pasted back, is the same ellipse."""
+    template = prepare_templates(PAPER_TEMPLATES)
+    frame_from_unit[:, 2] += np.array([100.0, 100.0]) - frame_from_unit[:, :2] @ [0.5, 0.5]
+    pose = template[:1].copy()
+    pose[0, :, :2] = template[0, :, :2] @ frame_from_unit[:, :2].T + frame_from_unit[:, 2]
+    unit = (np.stack(np.mgrid[:200, :200][::-1], -1) - frame_from_unit[:, 2]) @ np.linalg.inv(frame_from_unit[:, :2]).T
+    ellipse = ((unit[..., 0] - 0.5) / 0.22) ** 2 + ((unit[..., 1] - 0.5) / 0.42) ** 2 < 1
+
+    fit = fit_poses(pose, template, whole_frame_roi(200, 200, 64))
+    assert fit.template_index.tolist() == [0]
+    roi = affine_align(ellipse[None, None].astype(np.float32), invert(fit.roi_from_frame), np.zeros(1, np.int32), 64)
+    (pasted,) = paste_masks(roi[:, 0], fit.roi_from_frame, 200, 200)
+    assert iou(pasted.in_frame(200, 200), ellipse) > 0.95
+
+
+@given(masks_in_frames())
+def test_run_lengths_are_cocos(crop: tuple[np.ndarray, int, int, int, int]) -> None:
+    mask, x0, y0, height, width = crop
+    pasted = PastedMask(x0=x0, y0=y0, mask=mask)
+    (encoded,) = encode_rle([pasted], height, width)
+    expected = coco_mask.encode(np.asfortranarray(pasted.in_frame(height, width), np.uint8))
+    assert encoded == {"size": expected["size"], "counts": expected["counts"].decode("ascii")}
+
+
+@pytest.mark.parametrize("fill", [0.0, 0.02, 0.5, 1.0])
+def test_run_lengths_of_large_masks(fill: float) -> None:
+    mask = np.random.default_rng(0).random((700, 900)) < fill
+    whole, crop, none = (
+        PastedMask(x0=0, y0=0, mask=mask),
+        PastedMask(x0=311, y0=95, mask=mask[::2, ::3]),
+        PastedMask(x0=0, y0=0, mask=np.zeros((0, 0), bool)),
+    )
+    for pasted in (whole, crop, none):
+        (encoded,) = encode_rle([pasted], 700, 900)
+        full = pasted.in_frame(700, 900)
+        assert encoded["counts"] == coco_mask.encode(np.asfortranarray(full, np.uint8))["counts"].decode("ascii")
+        np.testing.assert_array_equal(coco_mask.decode(encoded), full)
+    assert encode_rle([], 700, 900) == []
+
+
+def test_errors_say_what_came() -> None:
+    probabilities, matrices = rois(3, 8)
+    with pytest.raises(ValueError, match=r"got \(3, 8, 8\) and \(2, 2, 3\)"):
+        paste_masks(probabilities, matrices[:2], 10, 10)
+    with pytest.raises(ValueError, match="frame must be at least 1 x 1 px, got 0 x 10"):
+        paste_masks(probabilities, matrices, 0, 10)
+    with pytest.raises(ValueError, match=r"0 <= threshold < 1, got 1\.5"):
+        paste_masks(probabilities, matrices, 10, 10, threshold=1.5)
+    with pytest.raises(ValueError, match="2 x 3 px at x 9, y 0 is outside a frame of 10 x 10 px"):
+        encode_rle([PastedMask(x0=9, y0=0, mask=np.ones((2, 3), bool))], 10, 10)
