@@ -15,6 +15,7 @@ from pipeline.stage6_sinks import check_output, close_output, create_output, wri
 from pipeline.video_output import fit_into
 
 TILES = 12
+KEPT_MAX = 4 * TILES  # enough to choose from that distances look even
 COLUMNS = 3
 TILE_WIDTH = 480
 GAP = 6
@@ -23,7 +24,7 @@ _MAX_TILE_HEIGHT = 854  # upright phone video
 
 
 class ContactSheetSink:
-    """Keeps at most twice as many small frames as it shows: a run of any length needs the same memory."""
+    """Keeps at most four times as many small frames as it shows: a run of any length needs the same memory."""
 
     def __init__(self, path: Path, *, overwrite: bool) -> None:
         self._path = path
@@ -43,7 +44,7 @@ class ContactSheetSink:
             self._tile = (min(height, _MAX_TILE_HEIGHT), TILE_WIDTH)
         if self._seen % self._every == 0:
             self._kept.append(self._tile_of(result))
-            if len(self._kept) >= 2 * TILES:
+            if len(self._kept) >= KEPT_MAX:
                 self._kept = self._kept[::2]
                 self._every *= 2
         self._seen += 1

@@ -26,7 +26,7 @@ _URL_PROTOCOLS = "rtsp,rtsps,rtp,rtcp,srtp,udp,tcp,tls,http,https,httpproxy,cryp
 _FILE_PROTOCOLS = "file,crypto,data"
 MAX_DECODE_THREADS = 4
 _FALLBACK_FPS = Fraction(25)
-_DEFAULT_MKV_TAG = "DURATION"
+_DURATION_TAG = "DURATION"  # of Matroska, one per stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,15 @@ class Picture:
 
 
 class VideoInput:
-    """An opened video. `pictures` is to be iterated once, on one thread."""
+    """An opened video. `pictures` is to be iterated once, on one thread.
+
+    Attributes:
+        name: path or address, without passwords.
+        endless: a network stream of no stated length.
+        frame_rate: average frames a second; a usual value where the file does not say.
+        frame_total: how many frames the file says it has; None where it says nothing.
+        frames_lost: how many of them did not come; known after the last one.
+    """
 
     def __init__(self, address: str, *, timeout_s: float) -> None:
         """Open and find the video stream.
@@ -73,6 +81,9 @@ class VideoInput:
             self._container.close()
             raise
         self.endless = is_url and not self._container.duration
+        rate = self._stream.average_rate or self._stream.guessed_rate
+        self.frame_rate = Fraction(rate) if rate else _FALLBACK_FPS
+        self.frame_total = self._stated_frames()
 
     def _find_stream(self) -> VideoStream:
         streams = self._container.streams.video
@@ -88,14 +99,7 @@ class VideoInput:
         stream.codec_context.thread_count = min(MAX_DECODE_THREADS, os.cpu_count() or 1)
         return stream
 
-    @property
-    def frame_rate(self) -> Fraction:
-        """Average frames a second; a usual value where the file does not say."""
-        rate = self._stream.average_rate or self._stream.guessed_rate
-        return Fraction(rate) if rate else _FALLBACK_FPS
-
-    @property
-    def frame_total(self) -> int | None:
+    def _stated_frames(self) -> int | None:
         """How many frames the file says it has, counted or from its length; None where it says nothing."""
         if self._stream.frames > 0:
             return self._stream.frames
@@ -182,7 +186,7 @@ class VideoInput:
         """Length of the video that the file's header states, s; None where it states none."""
         if self._stream.duration and self._stream.time_base:
             return float(self._stream.duration * self._stream.time_base)
-        tag = self._stream.metadata.get(_DEFAULT_MKV_TAG)
+        tag = self._stream.metadata.get(_DURATION_TAG)
         if tag is not None:
             try:
                 hours, minutes, seconds = tag.split(":")
