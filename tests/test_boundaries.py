@@ -235,7 +235,7 @@ def test_nothing_points_out_of_the_repository() -> None:
 
 def test_constraints_pin_every_dependency() -> None:
     pinned = {
-        re.split(r"==", line)[0].lower()
+        line.partition("==")[0].lower()
         for line in (ROOT / "requirements" / "constraints.txt").read_text().splitlines()
         if line.strip() and not line.startswith("#")
     }
@@ -243,3 +243,9 @@ def test_constraints_pin_every_dependency() -> None:
         requirement for extra in PYPROJECT["project"]["optional-dependencies"].values() for requirement in extra
     ]
     assert {re.split(r"[<>=\[; ]", requirement)[0].lower() for requirement in wanted} <= pinned
+    assert "torch==2.13.0" in (ROOT / "requirements" / "constraints.txt").read_text().splitlines()
+
+
+def test_hooks_use_the_pinned_ruff() -> None:
+    pinned = re.findall(r"ruff==[\d.]+", (ROOT / "requirements" / "constraints.txt").read_text())
+    assert set(re.findall(r"ruff==[\d.]+", (ROOT / ".pre-commit-config.yaml").read_text())) == set(pinned)
