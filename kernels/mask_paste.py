@@ -160,43 +160,60 @@ def _fill(probabilities: F32, matrices: F64, threshold: float, supports: I64, bo
     """Write all boxes one after the other; return (N, 4) the smallest box of person px within each, end exclusive."""
     people, side = probabilities.shape[0], probabilities.shape[1]
     tight = np.zeros((people, 4), np.int64)
+    bordered = np.zeros((side + 2, side + 2), np.float32)  # zeros around, so that no tap needs a check
     start = 0
     for n in range(people):
+        width, height = boxes[n, 2] - boxes[n, 0], boxes[n, 3] - boxes[n, 1]
+        if width * height == 0:
+            continue
+        bordered[1 : side + 1, 1 : side + 1] = probabilities[n]
         a, b, tx = matrices[n, 0, 0], matrices[n, 0, 1], matrices[n, 0, 2]
         c, d, ty = matrices[n, 1, 0], matrices[n, 1, 1], matrices[n, 1, 2]
-        u_low, v_low, u_high, v_high = supports[n, 0], supports[n, 1], supports[n, 2], supports[n, 3]
-        width, height = boxes[n, 2] - boxes[n, 0], boxes[n, 3] - boxes[n, 1]
         x_min, y_min, x_max, y_max = width, height, -1, -1
         for row in range(height):
+            line = pixels[start + row * width : start + (row + 1) * width]
+            line[:] = 0
             y = boxes[n, 1] + row
-            for column in range(width):
-                x = boxes[n, 0] + column
-                u, v = a * x + b * y + tx, c * x + d * y + ty
-                person = False
-                if u_low < u < u_high and v_low < v < v_high:
-                    u0, v0 = int(np.floor(u)), int(np.floor(v))
-                    fu, fv = u - u0, v - v0
-                    p00, p01, p10, p11 = 0.0, 0.0, 0.0, 0.0
-                    if v0 >= 0:
-                        p00 = probabilities[n, v0, u0] if u0 >= 0 else 0.0
-                        p01 = probabilities[n, v0, u0 + 1] if u0 + 1 < side else 0.0
-                    if v0 + 1 < side:
-                        p10 = probabilities[n, v0 + 1, u0] if u0 >= 0 else 0.0
-                        p11 = probabilities[n, v0 + 1, u0 + 1] if u0 + 1 < side else 0.0
-                    value = (p00 * (1 - fu) + p01 * fu) * (1 - fv) + (p10 * (1 - fu) + p11 * fu) * fv
-                    person = value > threshold
-                pixels[start + row * width + column] = person
-                if person:
-                    x_min, y_min, x_max, y_max = (
-                        min(x_min, column),
-                        min(y_min, row),
-                        max(x_max, column),
-                        max(y_max, row),
-                    )
+            u_row, v_row = b * y + tx, d * y + ty
+            # The row crosses the support, a convex window, in one stretch of columns.
+            first, last = _stretch(a, u_row, float(supports[n, 0]), float(supports[n, 2]), boxes[n, 0], boxes[n, 2])
+            first, last = _stretch(c, v_row, float(supports[n, 1]), float(supports[n, 3]), first, last)
+            for x in range(first, last):
+                u, v = a * x + u_row + 1.0, c * x + v_row + 1.0  # in the bordered map, where both are above 0
+                u0, v0 = int(u), int(v)
+                fu, fv = u - u0, v - v0
+                top = bordered[v0, u0] * (1.0 - fu) + bordered[v0, u0 + 1] * fu
+                bottom = bordered[v0 + 1, u0] * (1.0 - fu) + bordered[v0 + 1, u0 + 1] * fu
+                line[x - boxes[n, 0]] = top * (1.0 - fv) + bottom * fv > threshold
+            left, right = first - boxes[n, 0], last - boxes[n, 0] - 1
+            while left <= right and line[left] == 0:
+                left += 1
+            while right >= left and line[right] == 0:
+                right -= 1
+            if left <= right:
+                x_min, x_max = min(x_min, left), max(x_max, right)
+                y_min, y_max = min(y_min, row), row
         start += width * height
         if x_max >= 0:
             tight[n, 0], tight[n, 1], tight[n, 2], tight[n, 3] = x_min, y_min, x_max + 1, y_max + 1
     return tight
+
+
+@compiled
+def _stretch(slope: float, offset: float, low: float, high: float, first: int, last: int) -> tuple[int, int]:
+    """Columns first <= x < last where low < slope * x + offset < high; rounding never lets one in that is not."""
+    if slope != 0.0:
+        near, far = (low - offset) / slope, (high - offset) / slope
+        if near > far:
+            near, far = far, near
+        # One column more on both sides, clipped as floats; then only what truly lies inside.
+        first = int(min(max(np.floor(near) - 1.0, float(first)), float(last)))
+        last = int(max(min(np.ceil(far) + 2.0, float(last)), float(first)))
+    while first < last and not low < slope * first + offset < high:
+        first += 1
+    while last > first and not low < slope * (last - 1) + offset < high:
+        last -= 1
+    return first, last
 
 
 def paste_masks_reference(
