@@ -99,7 +99,10 @@ class CocoFolder:
         if self.images.is_dir():
             return (self.images / photo.file_name).read_bytes()
         if self._zip is None or self._zip[0] != os.getpid():
-            self._zip = (os.getpid(), zipfile.ZipFile(self.images))
+            try:
+                self._zip = (os.getpid(), zipfile.ZipFile(self.images))
+            except zipfile.BadZipFile as error:
+                raise DataError(f"{self.images} is not a zip: {error}") from None
         names = self._zip[1].NameToInfo
         name = next((n for n in (photo.file_name, f"images/{photo.file_name}") if n in names), None)
         if name is None:
@@ -112,7 +115,7 @@ class CocoFolder:
             data = np.frombuffer(self._bytes(photo), np.uint8)
         except FileNotFoundError:
             raise DataError(f"picture {photo.file_name} is not in {self.images}") from None
-        picture = cv2.imdecode(data, cv2.IMREAD_COLOR)
+        picture = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
         if picture is None or picture.shape[:2] != (photo.height, photo.width):
             came = "not a picture" if picture is None else f"{picture.shape[1]}x{picture.shape[0]}"
             raise DataError(f"{photo.file_name}: expected a picture of {photo.width}x{photo.height}, got {came}")

@@ -242,10 +242,19 @@ class LiveNetwork(nn.Module):
         self.mask_laterals = MaskLaterals(settings.feature_channels)
         self.seg_module = SegModule(settings.feature_channels, settings.seg_width, tuple(settings.seg_dilations))
 
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """[B, 3, H, W] (uint8 or float, RGB 0..255) -> keypoint maps by name, and `features`."""
+    def trunk(self, image: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """[B, 3, H, W] (uint8 or float, RGB 0..255) -> backbone levels by name, and the merged map that the keypoint heads read."""
         levels = self.backbone(image.to(self.backbone.stem.weight.dtype) * INPUT_SCALE - 1.0)
-        trunk = self.top_down(levels)
+        return levels, self.top_down(levels)
+
+    def keypoint_maps(self, image: Tensor) -> dict[str, Tensor]:
+        """Pictures as in `trunk` -> keypoint maps by name only."""
+        maps: dict[str, Tensor] = self.keypoint_heads(self.trunk(image)[1])
+        return maps
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """Pictures as in `trunk` -> keypoint maps by name, and `features`."""
+        levels, trunk = self.trunk(image)
         return {**self.keypoint_heads(trunk), "features": self.mask_laterals(levels, trunk)}
 
     def segment(self, features: Tensor, feature_from_roi: Tensor, roi_image: Tensor, roi_keypoints: Tensor) -> Tensor:

@@ -52,6 +52,7 @@ class TrainSettings:
     ema: float = 0.998
     mask_loss_weight: float = 3.0
     keypoint_loss_weight: float = 1.0
+    distill_weight: float = 0.0  # of staying close to the initial weights (`init_movenet`) where people are unlabelled
     predicted_pose_share: float = 0.5  # share of ROIs that use the network's own decoded pose where it finds the person
     workers: int = 1
     amp: bool = True  # half precision on a GPU; never on a CPU

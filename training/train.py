@@ -29,8 +29,9 @@ from kernels.pose_fit import PAPER_TEMPLATES, prepare_templates
 from training.checkpoint import CheckpointError, latest_checkpoint, load_weights, restore, save_checkpoint
 from training.dataset import DataError, Scene, SceneDataset
 from training.graphs import people_candidates
-from training.losses import keypoint_losses, keypoint_targets, mask_loss
-from training.model import INPUT_SCALE, LiveNetwork
+from training.losses import distillation_loss, keypoint_losses, keypoint_targets, mask_loss
+from training.model import LiveNetwork
+from training.movenet_weights import load_movenet
 from training.rois import build_rois
 from training.settings import TrainSettings, settings_from_json
 
@@ -111,14 +112,19 @@ class Trainer(torch.nn.Module):
         self.learns_keypoints = any(settings.lr_scale[part] > 0 for part in ("backbone", "top_down", "keypoint_heads"))
         self.trunk_frozen = all(settings.lr_scale[part] == 0 for part in ("backbone", "top_down"))
         self.decoding = DecodeParameters()
+        self.reference: list[LiveNetwork] = []  # in a list: its weights are no part of this module
+        if settings.distill_weight > 0 and self.learns_keypoints:
+            if settings.init_movenet is None:
+                raise ValueError("distill_weight needs init_movenet: the network to stay close to")
+            reference = load_movenet(LiveNetwork(settings.model), settings.init_movenet).eval().requires_grad_(False)
+            self.reference.append(reference.to(next(network.parameters()).device, memory_format=torch.channels_last))
 
     def maps(self, image: Tensor) -> dict[str, Tensor]:
         if not self.trunk_frozen:
             return self.network(image)  # type: ignore[no-any-return]
         network = self.network
         with torch.no_grad():
-            levels = network.backbone(image.to(torch.float32) * INPUT_SCALE - 1.0)
-            trunk = network.top_down(levels)
+            levels, trunk = network.trunk(image)
         with torch.set_grad_enabled(self.learns_keypoints and torch.is_grad_enabled()):
             maps = network.keypoint_heads(trunk)
         return {**maps, "features": network.mask_laterals(levels, trunk)}
@@ -128,8 +134,14 @@ class Trainer(torch.nn.Module):
         maps = self.maps(image)
         losses: dict[str, Tensor] = {}
         if self.learns_keypoints and settings.keypoint_loss_weight > 0:
-            for name, loss in keypoint_losses(maps, keypoint_targets(scenes).to(image.device)).items():
+            targets = keypoint_targets(scenes).to(image.device)
+            for name, loss in keypoint_losses(maps, targets).items():
                 losses[name] = settings.keypoint_loss_weight * loss
+            for reference in self.reference:
+                with torch.no_grad():
+                    theirs = reference.keypoint_maps(image)
+                incomplete = torch.tensor([not scene.complete for scene in scenes], device=image.device, dtype=torch.float32)
+                losses["distilled"] = settings.distill_weight * distillation_loss(maps, theirs, targets, incomplete)
         rois = build_rois(
             rng,
             scenes,
@@ -169,8 +181,6 @@ def set_mode(network: LiveNetwork, settings: TrainSettings) -> None:
 
 
 def new_network(settings: TrainSettings) -> LiveNetwork:
-    from training.movenet_weights import load_movenet
-
     torch.manual_seed(settings.seed)
     network = LiveNetwork(settings.model)
     if settings.init_checkpoint is not None:
