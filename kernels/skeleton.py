@@ -102,7 +102,7 @@ def _skeleton_features(roi_keypoints: F32, limbs: I32, size: int) -> F32:
     present = np.empty(joints, np.bool_)
     for n in range(people):
         for k in range(joints):
-            x, y, v = float(roi_keypoints[n, k, 0]), float(roi_keypoints[n, k, 1]), roi_keypoints[n, k, 2]
+            x, y, v = np.float64(roi_keypoints[n, k, 0]), np.float64(roi_keypoints[n, k, 1]), roi_keypoints[n, k, 2]
             present[k] = v > 0.5 and np.isfinite(x) and np.isfinite(y) and np.isfinite(v)
             if not present[k]:
                 continue
@@ -119,12 +119,9 @@ def _skeleton_features(roi_keypoints: F32, limbs: I32, size: int) -> F32:
                         maps[n, k, row, column] = fall_y * fall_x[column]
         for limb in range(len(limbs)):
             i, j = limbs[limb]
-            x1, y1, x2, y2 = (
-                float(roi_keypoints[n, i, 0]),
-                float(roi_keypoints[n, i, 1]),
-                float(roi_keypoints[n, j, 0]),
-                float(roi_keypoints[n, j, 1]),
-            )
+            # Not float(): Numba leaves float32 as it is.
+            x1, y1 = np.float64(roi_keypoints[n, i, 0]), np.float64(roi_keypoints[n, i, 1])
+            x2, y2 = np.float64(roi_keypoints[n, j, 0]), np.float64(roi_keypoints[n, j, 1])
             length = np.sqrt((x2 - x1) ** 2 + (y2 - y1) ** 2)
             if not (present[i] and present[j] and length > 0):
                 continue
