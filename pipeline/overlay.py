@@ -19,6 +19,7 @@ from pipeline.person import Person
 Color = tuple[int, int, int]
 
 MASK_OPACITY = 0.42
+SMALL_PERSON_PX = 110.0  # below it the skeleton is bare lines; larger on frames of more than about 720 px
 _GOLDEN_ANGLE = math.pi * (
     3.0 - math.sqrt(5.0)
 )  # neighbours in id lie far apart on the colour circle, for any number of ids
@@ -36,7 +37,7 @@ def color_of(person_id: int) -> Color:
 @lru_cache(maxsize=4096)
 def _color_of(person_id: int) -> Color:
     hue = 0.45 + person_id * _GOLDEN_ANGLE
-    lightness = (0.74, 0.68, 0.80)[person_id % 3]
+    lightness = (0.72, 0.80, 0.76)[person_id % 3]
     return _rgb_of_oklch(lightness, 0.17, hue)
 
 
@@ -104,6 +105,10 @@ def _draw_skeleton(image: U8, person: Person, scale: float) -> None:
         (round(float(x) * 2**_SUBPIXEL_BITS), round(float(y) * 2**_SUBPIXEL_BITS)) for x, y in _clamped(person, image)
     ]
     limbs = [(int(a), int(b)) for a, b in LIMBS if person.joint_visible[a] and person.joint_visible[b]]
+    if size < SMALL_PERSON_PX * max(1.0, scale):  # an outline and dots would hide such a person
+        for a, b in limbs:
+            cv2.line(image, points[a], points[b], color, 1, cv2.LINE_AA, _SUBPIXEL_BITS)
+        return
     outline = max(1, round(width + 1.6 * min(scale, width)))
     for line_color, thickness in ((_OUTLINE, outline), (color, max(1, round(width)))):
         for a, b in limbs:
@@ -123,9 +128,9 @@ def _clamped(person: Person, image: U8) -> np.ndarray[tuple[int, ...], np.dtype[
 
 
 def _draw_label(image: U8, person: Person, scale: float, taken: list[tuple[int, int, int, int]]) -> None:
-    x, y, box_width, _ = person.bbox
+    x, y, box_width, box_height = person.bbox
     text = f"{person.id}  {person.score:.2f}"
-    height = max(9, round(13 * scale))
+    height = max(9, min(round(13 * scale), round(0.14 * max(box_width, box_height))))
     label_width, label_height = text_size(text, height)
     left = round(x + box_width / 2 - label_width / 2)
     top = round(y - label_height - 3 * scale)

@@ -29,8 +29,8 @@ class RunTotals:
         frames: results that came out.
         people_mean: people per frame.
         seconds: from the start to the last result.
-        startup_s: from the start to the first result: loading, compiling, the first frame.
-        fps: frames a second between the first and the last result.
+        startup_s: from the start to the first result: compiled code is loaded, the first frame passes all stages.
+        fps: frames a second, from the moment the first frame was decoded to the last result.
         dropped: frames of a live source that newer ones replaced.
         lost: frames that the source should have had but that could not be decoded.
         stages: figures of each stage, in flow order.
@@ -52,7 +52,7 @@ class RunCounter:
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
         self._started = time.monotonic()
-        self._first = self._last = self._started
+        self._first = self._last = self._first_decoded = self._started
         self._recent: deque[float] = deque()
         self.frames = 0
         self.people_now = 0
@@ -63,6 +63,7 @@ class RunCounter:
         self._last = time.monotonic()
         if not self.frames:
             self._first = self._last
+            self._first_decoded = result.frame.captured_s
         self.frames += 1
         self.people_now = len(result.people)
         self._people += self.people_now
@@ -78,13 +79,13 @@ class RunCounter:
 
     def totals(self) -> RunTotals:
         """Everything so far."""
-        span = self._last - self._first
+        span = self._last - self._first_decoded
         return RunTotals(
             frames=self.frames,
             people_mean=self._people / self.frames if self.frames else 0.0,
             seconds=self._last - self._started,
             startup_s=self._first - self._started,
-            fps=(self.frames - 1) / span if span > 0 else 0.0,
+            fps=self.frames / span if span > 0 else 0.0,
             dropped=self._pipeline.frames_dropped,
             lost=self._pipeline.source.frames_lost,
             stages=tuple(self._pipeline.stats()),

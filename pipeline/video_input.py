@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Iterator
@@ -25,7 +26,9 @@ _URL_PROTOCOLS = "rtsp,rtsps,rtp,rtcp,srtp,udp,tcp,tls,http,https,httpproxy,cryp
 # And what a local file may open: not the network. (A file that is really a playlist stays on the disk.)
 _FILE_PROTOCOLS = "file,crypto,data"
 MAX_DECODE_THREADS = 4
+MAX_BROKEN_IN_A_ROW = 1000  # packets; a file of noise ends here instead of being searched for hours
 _FALLBACK_FPS = Fraction(25)
+_FALLBACK_TIME_BASE = Fraction(1, 90000)
 _DURATION_TAG = "DURATION"  # of Matroska, one per stream
 
 
@@ -62,7 +65,10 @@ class VideoInput:
         """
         self.name = redact(address)
         self.frames_lost = 0
+        self._discarded = self._broken = 0
+        self._trouble = ""
         is_url = "://" in address
+        self._is_http = address.lower().startswith("http")
         options = {"protocol_whitelist": _URL_PROTOCOLS if is_url else _FILE_PROTOCOLS}
         if is_url and address.lower().startswith("rtsp"):
             options["rtsp_transport"] = "tcp"  # lost UDP packets would be grey blocks
@@ -112,66 +118,77 @@ class VideoInput:
         Raises:
             SourceError: not one frame could be decoded, or the network went silent.
         """
-        decoded = discarded = broken = 0
-        last_pts: int | None = None
-        end_s = 0.0
         step_s = 1.0 / float(self.frame_rate)
-        reason = "it holds none"
+        decoded, last_pts, end_s = 0, 0, 0.0
+        for frame in self._decoded_frames():
+            time_base = Fraction(frame.time_base or self._stream.time_base or _FALLBACK_TIME_BASE)
+            pts = frame.pts
+            if pts is None:  # containers without timestamps: count frames
+                pts = last_pts + max(1, round(step_s / time_base)) if decoded else 0
+            last_pts = int(pts)
+            end_s = float(last_pts * time_base) + step_s
+            yield Picture(decoded, _upright_rgb(frame), last_pts, time_base)
+            decoded += 1
+        if not decoded:
+            reason = self._trouble or "it holds none"
+            raise SourceError(f"{self.name}: expected at least one video frame, none could be decoded ({reason})")
+        if not self.endless:
+            self._count_lost(decoded, end_s)
+
+    def _decoded_frames(self) -> Iterator[av.VideoFrame]:
+        """Frames of all packets that decode."""
         packets = self._container.demux(self._stream)
-        while True:
+        decoded = broken_in_a_row = 0
+        while broken_in_a_row < MAX_BROKEN_IN_A_ROW:
             try:
                 packet = next(packets, None)
                 if packet is None:
                     break
-                discarded += packet.size > 0 and packet.is_discard
+                self._discarded += packet.size > 0 and packet.is_discard
                 frames = packet.decode()
+                broken_in_a_row = 0
             except av.error.EOFError:
                 break
             except av.InvalidDataError as error:
-                broken += 1
-                reason = redact(str(error.strerror))
-                log.debug("%s: broken packet: %s", self.name, reason)
+                self._broken += 1
+                broken_in_a_row += 1
+                self._trouble = _reason(error)
+                log.debug("%s: broken packet: %s", self.name, self._trouble)
+                packets = self._container.demux(self._stream)  # a generator that raised gives nothing more
                 continue
             except (av.FFmpegError, OSError) as error:
-                if self.endless or not decoded:
-                    raise SourceError(f"{self.name}: reading stopped ({_reason(error)})") from None
-                reason = _reason(error)
-                log.warning("%s: reading stopped after %d frames (%s)", self.name, decoded, reason)
+                self._trouble = _reason(error)
+                # Over HTTP without a length, FFmpeg reports the plain end of a file as an I/O error too.
+                unclear_end = self._is_http and getattr(error, "errno", None) == errno.EIO
+                if not decoded or (self.endless and not unclear_end):
+                    raise SourceError(f"{self.name}: reading stopped ({self._trouble})") from None
+                log.warning("%s: reading stopped after %d frames (%s)", self.name, decoded, self._trouble)
                 break
             for frame in frames:
-                time_base = Fraction(frame.time_base or self._stream.time_base or Fraction(1, 90000))
-                pts = frame.pts
-                if pts is None:  # containers without timestamps: count frames
-                    pts = 0 if last_pts is None else last_pts + max(1, round(step_s / time_base))
-                last_pts = int(pts)
-                end_s = float(last_pts * time_base) + step_s
-                yield Picture(decoded, self._upright_rgb(frame), last_pts, time_base)
+                yield frame
                 decoded += 1
-        if not decoded:
-            raise SourceError(f"{self.name}: expected at least one video frame, none could be decoded ({reason})")
-        if not self.endless:
-            self._count_lost(decoded, discarded, broken, end_s)
+        try:
+            yield from self._stream.decode(None)  # those that wait in the decoder when reading broke off
+        except av.error.EOFError:
+            pass  # reading ended properly, and the decoder was emptied then
+        except (av.FFmpegError, OSError) as error:
+            log.debug("%s: the decoder could not be emptied: %s", self.name, _reason(error))
 
     def close(self) -> None:
         """Close the file or connection. A second call does nothing."""
         self._container.close()
 
-    def _upright_rgb(self, frame: av.VideoFrame) -> U8:
-        image: U8 = frame.to_ndarray(format="rgb24")  # type: ignore[assignment]  # rgb24 is uint8
-        quarter_turns = round(frame.rotation / 90) % 4  # counter-clockwise, as np.rot90
-        if quarter_turns:
-            image = np.ascontiguousarray(np.rot90(image, quarter_turns))
-        return image
-
-    def _count_lost(self, decoded: int, discarded: int, broken: int, end_s: float) -> None:
+    def _count_lost(self, decoded: int, end_s: float) -> None:
         if self._stream.frames > 0:
-            lost, about = self._stream.frames - discarded - decoded, ""
+            lost, about = self._stream.frames - self._discarded - decoded, ""
         else:
             duration_s = self._stated_duration_s() or 0.0
             start_s = float((self._stream.start_time or 0) * (self._stream.time_base or 0))
             missing_s = duration_s - (end_s - start_s)
             # Without a frame count in the file, less than a second of difference is rounding, not loss.
-            lost, about = (round(missing_s * float(self.frame_rate)), "about ") if missing_s > 1.0 else (broken, "")
+            lost, about = (
+                (round(missing_s * float(self.frame_rate)), "about ") if missing_s > 1.0 else (self._broken, "")
+            )
         self.frames_lost = max(lost, 0)
         if self.frames_lost:
             log.warning(
@@ -197,6 +214,12 @@ class VideoInput:
         if self._container.duration and only_video:
             return float(self._container.duration) / av.time_base
         return None
+
+
+def _upright_rgb(frame: av.VideoFrame) -> U8:
+    image: U8 = frame.to_ndarray(format="rgb24")  # type: ignore[assignment]  # rgb24 is uint8
+    quarter_turns = round(frame.rotation / 90) % 4  # counter-clockwise, as np.rot90
+    return np.ascontiguousarray(np.rot90(image, quarter_turns)) if quarter_turns else image
 
 
 def _open_error(name: str, error: Exception, is_url: bool) -> SourceError:

@@ -1,0 +1,183 @@
+"""The stages between decoding and composing, alone and together: every matrix on the way is proven by the fake networks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engines import ArtifactError, EngineRunError
+from kernels.pose_decoding import DecodeParameters
+from pipeline.build import decode_parameters, model_stages
+from pipeline.messages import FrameResult
+from pipeline.settings import Settings
+from pipeline.stage2_keypoints import KeypointStage
+from pipeline.stage3_affine import AffineStage
+from pipeline.stage5_compose import ComposeStage
+from tests.fakes import STANDING, FakeKeypointEngine, FakeSegmentEngine, fake_model, frame, masks_of, picture, poses_of
+
+
+def run(image: np.ndarray, **options) -> FrameResult:
+    """One picture through all stages with the fake networks."""
+    item = frame(image=image)
+    for stage in (
+        *model_stages(Settings(source="x"), fake_model(**options)),
+        ComposeStage(mask_threshold=0.5, draw=True),
+    ):
+        stage.open()
+        item = stage.process(item)
+        stage.close()
+    return item
+
+
+def iou(mask: np.ndarray, box: tuple[int, int, int, int]) -> float:
+    x0, y0, x1, y1 = box
+    expected = np.zeros_like(mask)
+    expected[y0:y1, x0:x1] = True
+    return float((mask & expected).sum() / (mask | expected).sum())
+
+
+@pytest.mark.parametrize(("height", "width"), [(120, 200), (200, 120), (97, 131), (480, 853), (2160, 3840)])
+def test_joints_come_back_in_frame_px(height, width) -> None:
+    """Frame -> letterbox -> network -> frame; exact up to the rounding of the blob to whole input px."""
+    box = (width // 4, height // 6, width // 2, height * 5 // 6)
+    person = run(picture(height, width, box)).people[0]
+    expected = np.array(box[:2]) + STANDING * (np.array(box[2:]) - box[:2]) - 0.5
+    input_px = max(height, width) / 128
+    assert np.abs(person.keypoints[:, :2] - expected).max() <= 1.0 * input_px
+    np.testing.assert_allclose(person.keypoints[:, 2], 0.9, atol=1e-3)
+    assert person.joint_visible.all()
+
+
+@pytest.mark.parametrize(("height", "width"), [(120, 200), (200, 120), (240, 426)])
+def test_the_mask_lies_on_the_person(height, width) -> None:
+    box = (width // 4, height // 6, width // 2, height * 5 // 6)
+    person = run(picture(height, width, box), long_side=256).people[0]
+    assert iou(person.mask, box) > 0.85
+    x, y, box_width, box_height = person.bbox
+    assert np.abs(np.array([x, y, x + box_width, y + box_height]) - box).max() <= 2.5 * max(height, width) / 64
+
+
+def test_a_shifted_person_has_a_shifted_mask() -> None:
+    """No half-pixel drifts: the middle of the mask moves exactly with the person."""
+    middles = []
+    for shift in (0, 40):
+        mask = run(picture(160, 256, (60 + shift, 40, 100 + shift, 140)), long_side=256).people[0].mask
+        middles.append(np.argwhere(mask).mean(axis=0))
+    np.testing.assert_allclose(middles[1] - middles[0], (0, 40), atol=0.6)
+    np.testing.assert_allclose(middles[0], (89.5, 79.5), atol=1.5)
+
+
+def test_two_people() -> None:
+    boxes = [(20, 30, 60, 130), (120, 30, 160, 130)]
+    result = run(picture(160, 256, *boxes), long_side=256)
+    assert [person.id for person in result.people] == [1, 2]
+    assert [person.score for person in result.people] == sorted((p.score for p in result.people), reverse=True)
+    for person, box in zip(result.people, boxes, strict=True):
+        own = person.mask
+        assert iou(own[:, box[0] - 15 : box[2] + 15], (15, 30, 55, 130)) > 0.75
+
+
+def test_nobody_flows_through() -> None:
+    segment = FakeSegmentEngine()
+    result = run(picture(48, 64), segment_engine=segment)
+    assert result.people == ()
+    assert segment.calls == 0  # no empty tensors reach a network
+    assert result.drawn is not None
+    np.testing.assert_array_equal(result.drawn, result.frame.image)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (5, 3), (1, 500), (500, 1)])
+def test_tiny_pictures(height, width) -> None:
+    assert run(picture(height, width)).people == ()
+    whole = run(picture(height, width, (0, 0, width, height)))
+    assert all(person.mask.shape == (height, width) for person in whole.people)
+
+
+def test_results_do_not_keep_the_features() -> None:
+    result = run(picture(120, 200, (50, 20, 100, 100)))
+    assert result.masks.rois.poses.features is None
+
+
+def test_what_the_segment_network_is_given() -> None:
+    segment = FakeSegmentEngine()
+    result = run(picture(120, 200, (50, 20, 100, 100)), segment_engine=segment)
+    rois = result.masks.rois
+    joints = segment.feeds["roi_keypoints"][0]
+    moved = rois.poses.keypoints[0, :, :2] @ rois.roi_from_frame[0, :, :2].T + rois.roi_from_frame[0, :, 2]
+    np.testing.assert_allclose(joints[:, :2], moved, atol=1e-3)
+    assert set(joints[:, 2]) == {2.0}
+    assert segment.feeds["roi_image"].tolist() == [0]
+
+
+def test_joints_below_the_threshold_guide_nothing() -> None:
+    of = frame(height=120, width=200)
+    poses = poses_of(of, (50, 20, 100, 100))
+    poses.keypoints[0, 9:, 2] = 0.1
+    stage = AffineStage(fake_model().artifact.templates, roi_size=64, joint_threshold=0.2)
+    stage.open()
+    rois = stage.process(poses)
+    assert rois.joint_visible[0].tolist() == [True] * 9 + [False] * 8
+    unaffected = poses_of(of, (50, 20, 100, 100))
+    unaffected.keypoints[0, 9:] = (1e6, -1e6, 0.1)  # wherever they lie
+    np.testing.assert_array_equal(stage.process(unaffected).roi_from_frame, rois.roi_from_frame)
+    assert poses.keypoints[0, 9, 2] == np.float32(0.1)  # the message was not changed
+
+
+def test_a_threshold_of_zero_believes_no_joint_without_confidence() -> None:
+    poses = poses_of(frame(), (5, 5, 30, 40))
+    poses.keypoints[0, 3, 2] = 0.0
+    stage = AffineStage(fake_model().artifact.templates, roi_size=64, joint_threshold=0.0)
+    assert not stage.process(poses).joint_visible[0, 3]
+
+
+@given(st.lists(st.tuples(st.integers(1, 300), st.integers(1, 300)), min_size=1, max_size=4))
+def test_a_stream_may_change_its_size(sizes) -> None:
+    engine = FakeKeypointEngine()
+    stage = KeypointStage(engine, long_side=64, input_multiple=32, person_threshold=0.3, parameters=DecodeParameters())
+    for height, width in sizes:
+        poses = stage.process(frame(height=height, width=width))
+        assert (poses.letterbox.frame_height, poses.letterbox.frame_width) == (height, width)
+        assert poses.features is not None
+        assert poses.features.shape[2:] == (poses.letterbox.input_height // 4, poses.letterbox.input_width // 4)
+    assert engine.calls == len(sizes)
+
+
+def test_the_person_threshold() -> None:
+    image = picture(160, 256, (20, 30, 60, 130), (120, 30, 150, 130))
+    scores = [person.score for person in run(image, long_side=256).people]
+    assert len(scores) == 2
+    between = sum(scores) / 2
+    stages = model_stages(Settings(source="x", person_threshold=between), fake_model(long_side=256))
+    assert len(stages[0].process(frame(image=image)).scores) == 1
+
+
+def test_engines_are_closed_with_their_stages() -> None:
+    keypoints, segment = FakeKeypointEngine(), FakeSegmentEngine()
+    run(picture(48, 64), keypoint_engine=keypoints, segment_engine=segment)
+    assert (keypoints.closed, segment.closed) == (1, 1)
+
+
+def test_engine_errors_pass() -> None:
+    with pytest.raises(EngineRunError):
+        run(picture(48, 64), keypoint_engine=FakeKeypointEngine(fail_at=0))
+
+
+def test_decode_parameters_come_from_the_manifest() -> None:
+    assert decode_parameters(fake_model().artifact) == DecodeParameters()
+    model = fake_model(decode={"spread": 0.3, "max_oks": 0.6})
+    assert decode_parameters(model.artifact) == DecodeParameters(spread=0.3, max_oks=0.6)
+    with pytest.raises(ArtifactError, match="expected decode parameters among .*spread.* got beam"):
+        decode_parameters(fake_model(decode={"beam": 1.0}).artifact)
+    with pytest.raises(ArtifactError, match="spread must be greater than 0"):
+        decode_parameters(fake_model(decode={"spread": 0.0}).artifact)
+
+
+def test_compose_pastes_each_mask_where_its_window_is() -> None:
+    stage = ComposeStage(mask_threshold=0.5, draw=False)
+    stage.open()
+    result = stage.process(masks_of(frame(height=60, width=80), (10, 5, 30, 50), (40, 10, 60, 55)))
+    assert result.drawn is None
+    assert iou(result.people[0].mask, (10, 5, 30, 50)) == 1.0
+    assert iou(result.people[1].mask, (40, 10, 60, 55)) == 1.0

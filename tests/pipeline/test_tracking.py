@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.tracking import MEMORY_S, PersonTracker, pose_similarity
+from tests.fakes import STANDING
+
+EVERY_S = 1 / 25
+ALL = np.ones(17, np.bool_)
+
+
+def poses(*boxes: tuple[float, float, float, float]) -> np.ndarray:
+    keypoints = np.full((len(boxes), 17, 3), 0.9, np.float32)
+    for n, (x0, y0, x1, y1) in enumerate(boxes):
+        keypoints[n, :, :2] = np.array([x0, y0]) + STANDING * (x1 - x0, y1 - y0)
+    return keypoints
+
+
+def assign(tracker: PersonTracker, time_s: float, *boxes, clip: int = 0) -> list[int]:
+    keypoints = poses(*boxes)
+    return tracker.assign(keypoints, np.ones((len(boxes), 17), np.bool_), clip=clip, time_s=time_s).tolist()
+
+
+def test_a_walking_person_keeps_the_id() -> None:
+    tracker = PersonTracker()
+    ids = [assign(tracker, i * EVERY_S, (10 + 6 * i, 20, 60 + 6 * i, 180))[0] for i in range(100)]
+    assert set(ids) == {1}
+
+
+def test_two_people_who_pass_each_other_keep_their_ids() -> None:
+    """They walk on the same line through each other; at the crossing only their speed tells them apart."""
+    tracker = PersonTracker()
+    for i in range(60):
+        right, left = (10 + 5 * i, 20, 60 + 5 * i, 180), (310 - 5 * i, 22, 360 - 5 * i, 182)
+        order = (right, left) if i % 2 else (left, right)  # the network's order means nothing
+        ids = assign(tracker, i * EVERY_S, *order)
+        if i == 0:
+            left_id, right_id = ids
+        assert ids == ([right_id, left_id] if i % 2 else [left_id, right_id]), i
+
+
+def test_a_short_absence_is_forgiven_a_long_one_is_not() -> None:
+    tracker = PersonTracker()
+    box = (10, 20, 60, 180)
+    assert assign(tracker, 0.0, box) == [1]
+    assert assign(tracker, 0.1) == []
+    assert assign(tracker, 0.9 * MEMORY_S, box) == [1]
+    assert assign(tracker, 0.9 * MEMORY_S + 1.1 * MEMORY_S, box) == [2]
+
+
+def test_somebody_far_away_is_somebody_else() -> None:
+    tracker = PersonTracker()
+    assert assign(tracker, 0.0, (10, 20, 60, 180)) == [1]
+    assert assign(tracker, EVERY_S, (400, 20, 450, 180)) == [2]
+    assert assign(tracker, 2 * EVERY_S, (10, 20, 60, 180), (400, 20, 450, 180)) == [1, 2]
+
+
+def test_another_clip_starts_anew() -> None:
+    tracker = PersonTracker()
+    assert assign(tracker, 0.0, (10, 20, 60, 180), (200, 20, 250, 180)) == [1, 2]
+    assert assign(tracker, 0.0, (200, 20, 250, 180), clip=1) == [1]
+
+
+def test_time_may_jump_back() -> None:
+    tracker = PersonTracker()
+    assert assign(tracker, 1000.0, (10, 20, 60, 180)) == [1]
+    assert assign(tracker, 0.0, (10, 20, 60, 180)) == [2]
+    assert assign(tracker, EVERY_S, (10, 20, 60, 180)) == [2]
+
+
+def test_equal_times_are_no_division_by_zero() -> None:
+    tracker = PersonTracker()
+    assert assign(tracker, 1.0, (10, 20, 60, 180)) == [1]
+    assert assign(tracker, 1.0, (14, 20, 64, 180)) == [1]
+
+
+@pytest.mark.parametrize("seen", [slice(0, 2), slice(0, 0)])
+def test_people_with_hardly_a_joint_get_ids(seen) -> None:
+    tracker = PersonTracker()
+    visible = np.zeros((1, 17), np.bool_)
+    visible[0, seen] = True
+    for i in range(3):
+        ids = tracker.assign(poses((10, 20, 60, 180)), visible, clip=0, time_s=i * EVERY_S)
+        assert ids.tolist() == [1]
+
+
+@given(
+    st.lists(
+        st.lists(st.tuples(st.integers(0, 500), st.integers(0, 300), st.integers(1, 200)), max_size=5),
+        max_size=12,
+    )
+)
+def test_ids_differ_within_a_frame_and_are_never_used_twice(frames) -> None:
+    tracker = PersonTracker()
+    last_seen: dict[int, int] = {}
+    newest = 0
+    for i, people in enumerate(frames):
+        ids = assign(tracker, i * 0.2, *((x, y, x + size / 2, y + size) for x, y, size in people))
+        assert len(set(ids)) == len(ids) == len(people)
+        for person_id in ids:
+            if person_id in last_seen:
+                assert (i - last_seen[person_id]) * 0.2 <= MEMORY_S + 1e-9
+            else:
+                assert person_id == newest + 1
+                newest = person_id
+            last_seen[person_id] = i
+
+
+def test_similarity_by_hand() -> None:
+    points = STANDING.astype(np.float64) * (50, 160)
+    assert pose_similarity(points, ALL, points, ALL) == pytest.approx(1.0)
+    assert pose_similarity(points, ALL, points + (1000, 0), ALL) == pytest.approx(0.0, abs=1e-6)
+    near = pose_similarity(points, ALL, points + (5, 0), ALL)
+    far = pose_similarity(points, ALL, points + (25, 0), ALL)
+    assert 0 < far < near < 1
+    assert pose_similarity(points, ALL, points, np.zeros(17, np.bool_)) <= 0.5  # boxes alone
