@@ -1,4 +1,6 @@
-"""What the segment graph is fed with: poses and their fitted windows, moved from the frame to the network's own grids."""
+"""What the segment graph is fed with: poses and their fitted windows, moved from the frame to the network's own
+grids.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,11 @@ from kernels.coordinates import F32, I32, compose, invert, transform_points
 
 
 def segment_feeds(
-    keypoints: F32, visibility: ArrayLike, roi_from_frame: ArrayLike, input_from_frame: ArrayLike, feature_from_input: ArrayLike
+    keypoints: F32,
+    visibility: ArrayLike,
+    roi_from_frame: ArrayLike,
+    input_from_frame: ArrayLike,
+    feature_from_input: ArrayLike,
 ) -> dict[str, NDArray[np.float32] | I32]:
     """Tensors of the segment graph for N people of one picture, all but `features`.
 
@@ -21,7 +27,8 @@ def segment_feeds(
         feature_from_input: (2, 3), a property of the network.
 
     Returns:
-        feature_from_roi (N, 2, 3) float32, roi_image (N,) int32 of zeros, roi_keypoints (N, 17, 3) float32 in ROI px, absent joints all zero.
+        feature_from_roi (N, 2, 3) float32, roi_image (N,) int32 of zeros, roi_keypoints (N, 17, 3) float32 in ROI px,
+        absent joints all zero.
 
     Raises:
         ValueError: a window cannot be inverted.

@@ -1,6 +1,7 @@
 """Skeleton features in PyTorch: the form that training uses and that is drawn inside the exported segment graph.
 
-Same numbers as `kernels.skeleton.skeleton_features`; only operators that ONNX has, so that the export needs no function of its own.
+Same numbers as `kernels.skeleton.skeleton_features`; only operators that ONNX has, so that the export needs no function
+of its own.
 """
 
 from __future__ import annotations
@@ -46,7 +47,14 @@ def skeleton_features(roi_keypoints: Tensor, size: int) -> Tensor:
         low, high = torch.round(torch.minimum(a, b) - 1), torch.round(torch.maximum(a, b) + 1)
         return (grid >= low[..., None]) & (grid < high[..., None])
 
-    across = (grid - x1[..., None])[..., None, :] * ey[..., None, None] - (grid - y1[..., None])[..., :, None] * ex[..., None, None]
-    mask = (across.abs() < LIMB_HALF_WIDTH_PX) & inside(y1, y2)[..., :, None] & inside(x1, x2)[..., None, :] & drawn[..., None, None]
+    across = (grid - x1[..., None])[..., None, :] * ey[..., None, None] - (grid - y1[..., None])[..., :, None] * ex[
+        ..., None, None
+    ]
+    mask = (
+        (across.abs() < LIMB_HALF_WIDTH_PX)
+        & inside(y1, y2)[..., :, None]
+        & inside(x1, x2)[..., None, :]
+        & drawn[..., None, None]
+    )
     field = torch.stack((ex, ey), dim=2)[..., None, None] * mask[:, :, None].to(x.dtype)  # (N, 19, 2, S, S)
     return torch.cat((joints, field.flatten(1, 2)), dim=1)

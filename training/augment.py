@@ -10,7 +10,7 @@ from kernels.coordinates import F32, F64, U8
 
 
 def photometric(rng: Generator, image: U8) -> U8:
-    """Exposure, contrast, colour, blur, noise and compression as cameras and codecs do; (H, W, 3) uint8 RGB in and out."""
+    """Exposure, contrast, colour, blur, noise and compression as cameras and codecs do; (H, W, 3) uint8 RGB."""
     out = image.astype(np.float32)
     mean = out.mean()
     out = (out - mean) * rng.uniform(0.75, 1.25) + mean * rng.uniform(0.75, 1.25)
@@ -31,7 +31,7 @@ def photometric(rng: Generator, image: U8) -> U8:
 
 
 def jitter_pose(rng: Generator, keypoints: F32) -> F32:
-    """Errors a keypoint network makes: misplaced, missed and over-confident joints. (17, 3) in and out, v in 0, 1, 2."""
+    """Errors a keypoint network makes: misplaced, missed and over-confident joints. (17, 3), v in 0, 1, 2."""
     pose = keypoints.copy()
     present = pose[:, 2] > 0
     if present.sum() < 3:
@@ -49,7 +49,9 @@ def jitter_pose(rng: Generator, keypoints: F32) -> F32:
     return pose
 
 
-def roi_augmentation(rng: Generator, size: int, *, rotation_deg: float = 30.0, scale: float = 0.2, shift: float = 0.1) -> F64:
+def roi_augmentation(
+    rng: Generator, size: int, *, rotation_deg: float = 30.0, scale: float = 0.2, shift: float = 0.1
+) -> F64:
     """Random roi_from_roi: rotation, scale and shift about the window's centre (spec section 7), (2, 3).
 
     Args:

@@ -1,10 +1,10 @@
 """Checkpoints: safetensors for every tensor, JSON for everything else, written so that a crash never leaves a half one.
 
-    FOLDER/step-0001000/weights.safetensors   the network
-                       /ema.safetensors       its moving average: what is exported
-                       /optimiser.safetensors moments of the optimiser
-                       /state.json            settings, step, random states, history of losses and validations
-    FOLDER/latest                             name of the newest complete one
+FOLDER/step-0001000/weights.safetensors   the network
+                   /ema.safetensors       its moving average: what is exported
+                   /optimiser.safetensors moments of the optimiser
+                   /state.json            settings, step, random states, history of losses and validations
+FOLDER/latest                             name of the newest complete one
 """
 
 from __future__ import annotations
@@ -34,7 +34,14 @@ def _flat(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[Any
 
 
 def save_checkpoint(
-    folder: Path, *, step: int, network: LiveNetwork, ema: LiveNetwork, optimiser: torch.optim.Optimizer, state: dict[str, Any], keep: int = 2
+    folder: Path,
+    *,
+    step: int,
+    network: LiveNetwork,
+    ema: LiveNetwork,
+    optimiser: torch.optim.Optimizer,
+    state: dict[str, Any],
+    keep: int = 2,
 ) -> Path:
     """Write a complete checkpoint and point ``latest`` at it; older ones beyond ``keep`` are removed."""
     final = folder / f"step-{step:07d}"
@@ -86,14 +93,33 @@ def load_weights(path: Path, *, average: bool = True) -> LiveNetwork:
 
 
 def restore(path: Path, *, network: LiveNetwork, ema: LiveNetwork, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
-    """Put a run back exactly where the checkpoint left it; returns its state."""
+    """Put a run back exactly where the checkpoint left it; returns its state.
+
+    Raises:
+        CheckpointError: a file is missing or broken, or belongs to another network or another choice of learning parts.
+    """
     state = read_state(path)
-    network.load_state_dict(load_file(str(path / "weights.safetensors")))
-    ema.load_state_dict(load_file(str(path / "ema.safetensors")))
-    moments: dict[int, dict[str, Tensor]] = {}
-    for key, value in load_file(str(path / "optimiser.safetensors")).items():
-        index, name = key.split(".", 1)
-        moments.setdefault(int(index), {})[name] = value
-    optimiser.load_state_dict({"state": moments, "param_groups": state["optimiser_groups"]})
-    torch.set_rng_state(torch.tensor(state["torch_rng"], dtype=torch.uint8))
+    try:
+        network.load_state_dict(load_file(str(path / "weights.safetensors")))
+        ema.load_state_dict(load_file(str(path / "ema.safetensors")))
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in load_file(str(path / "optimiser.safetensors")).items():
+            index, name = key.split(".", 1)
+            moments.setdefault(int(index), {})[name] = value
+        _check_moments(moments, optimiser)
+        optimiser.load_state_dict({"state": moments, "param_groups": state["optimiser_groups"]})
+        torch.set_rng_state(torch.tensor(state["torch_rng"], dtype=torch.uint8))
+    except (SafetensorError, RuntimeError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} does not fit this run: {error}; another --output starts a new one") from error
     return state
+
+
+def _check_moments(moments: dict[int, dict[str, Tensor]], optimiser: torch.optim.Optimizer) -> None:
+    """PyTorch itself would take moments of any shape and fail, or worse, at the next step."""
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    for index, tensors in moments.items():
+        shape = parameters[index].shape if index < len(parameters) else None
+        for name, value in tensors.items():
+            if shape is None or (value.ndim and value.shape != shape):
+                expected = "no such parameter" if shape is None else f"shape {tuple(shape)}"
+                raise ValueError(f"optimiser state {index}.{name}: expected {expected}, got shape {tuple(value.shape)}")

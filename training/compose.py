@@ -1,8 +1,9 @@
-"""Occlusion by composition: scenes of one to six cut-out people whose visible masks and hidden joints are known exactly.
+"""Occlusion by composition: scenes of one to six cut-out people whose visible masks and hidden joints are known
+exactly.
 
-People are cut out of photographs with masks, placed on backgrounds in depth order (contact pairs at the same scale among them), and things are pasted
-in front of some of them. Where a person is covered the label map shows who covers; a covered joint becomes v = 1 (labelled but hidden),
-a joint outside the picture v = 0.
+People are cut out of photographs with masks, placed on backgrounds in depth order (contact pairs at the same scale
+among them), and things are pasted in front of some of them. Where a person is covered the label map shows who covers; a
+covered joint becomes v = 1 (labelled but hidden), a joint outside the picture v = 0.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ class CutoutLibrary:
         if not self.groups or not all(self.groups):
             raise DataError("composition needs a source with masks and keypoints and cutout_weight > 0; there is none")
         self.share = np.array(weights) / sum(weights)
-        self.backgrounds = [picture for folder in settings.backgrounds for picture in _read_pictures(settings.data / folder)]
+        self.backgrounds = [
+            picture for folder in settings.backgrounds for picture in _read_pictures(settings.data / folder)
+        ]
         if not self.backgrounds:
             raise DataError("composition needs pictures without people: set `backgrounds` to at least one folder")
 
@@ -68,7 +71,9 @@ class CutoutLibrary:
         if rng.random() < 0.5:
             crop = crop[:, ::-1]
         shrinks = crop_h > height
-        return cv2.resize(np.ascontiguousarray(crop), (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+        return cv2.resize(
+            np.ascontiguousarray(crop), (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        )
 
 
 def _read_pictures(folder: Path) -> list[U8]:
@@ -79,7 +84,9 @@ def _read_pictures(folder: Path) -> list[U8]:
 def _cut_out_people(folder: CocoFolder, holdout_every: int) -> list[Cutout]:
     cutouts = []
     for photo in folder.photos:
-        people = [p for p in photo.people if p.segmentation is not None and not p.crowd and (p.keypoints[:, 2] > 0).sum() >= 4]
+        people = [
+            p for p in photo.people if p.segmentation is not None and not p.crowd and (p.keypoints[:, 2] > 0).sum() >= 4
+        ]
         if not people or is_held_out(photo.image_id, holdout_every):
             continue
         image = folder.image(photo)
@@ -111,10 +118,15 @@ def _cut_out(image: U8, mask: U8, keypoints: F32) -> Cutout:
     if scale < 1.0:
         size = (max(2, round(crop.shape[1] * scale)), MAX_CUTOUT_HEIGHT_PX)
         sx, sy = size[0] / crop.shape[1], size[1] / crop.shape[0]
-        crop, soft = cv2.resize(crop, size, interpolation=cv2.INTER_AREA), cv2.resize(soft, size, interpolation=cv2.INTER_AREA)
+        crop, soft = (
+            cv2.resize(crop, size, interpolation=cv2.INTER_AREA),
+            cv2.resize(soft, size, interpolation=cv2.INTER_AREA),
+        )
         moved[:, 0], moved[:, 1] = sx * moved[:, 0] + (sx - 1) / 2, sy * moved[:, 1] + (sy - 1) / 2
         moved[moved[:, 2] <= 0] = 0
-    return Cutout(image=np.ascontiguousarray(crop), alpha=np.ascontiguousarray(soft), keypoints=moved, cut_below=cut_below)
+    return Cutout(
+        image=np.ascontiguousarray(crop), alpha=np.ascontiguousarray(soft), keypoints=moved, cut_below=cut_below
+    )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -125,14 +137,20 @@ class _Placement:
     box: F64  # x0, y0, x1, y1 of the placed crop on the canvas
 
 
-def _place(rng: Generator, cutout: Cutout, drawn_height: float, near: _Placement | None, height: int, width: int) -> _Placement:
+def _place(
+    rng: Generator, cutout: Cutout, drawn_height: float, near: _Placement | None, height: int, width: int
+) -> _Placement:
     h, w = cutout.alpha.shape
     scale = drawn_height / h
     angle = np.deg2rad(rng.normal(0, 7) if rng.random() < 0.9 else rng.uniform(-45, 45))
     if cutout.cut_below:
         angle *= 0.4
     mirrored = bool(rng.random() < 0.5)
-    linear = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) @ np.diag([-1.0 if mirrored else 1.0, 1.0])
+    linear = (
+        scale
+        * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        @ np.diag([-1.0 if mirrored else 1.0, 1.0])
+    )
     corners = (np.array([[0, 0], [w - 1, 0], [0, h - 1], [w - 1, h - 1]]) @ linear.T).astype(np.float64)
     low, high = corners.min(0), corners.max(0)
     drawn_w, drawn_h = high - low
@@ -148,7 +166,9 @@ def _place(rng: Generator, cutout: Cutout, drawn_height: float, near: _Placement
         bottom = max(bottom, height + 0.02 * drawn_h)
     offset = np.array([centre_x - drawn_w / 2, bottom - drawn_h]) - low
     box = np.concatenate((low + offset, high + offset))
-    return _Placement(cutout=cutout, matrix=np.concatenate((linear, offset[:, None]), axis=1), mirrored=mirrored, box=box)
+    return _Placement(
+        cutout=cutout, matrix=np.concatenate((linear, offset[:, None]), axis=1), mirrored=mirrored, box=box
+    )
 
 
 def _match_light(rng: Generator, cutout: U8, alpha: U8, background: U8) -> F32:
@@ -177,7 +197,10 @@ def _paint(rng: Generator, image: F32, labels: U8, placement: _Placement, label:
     if scale < 0.6:  # no aliasing: shrink by area first
         small = (max(2, round(source.shape[1] * scale)), max(2, round(source.shape[0] * scale)))
         sx, sy = small[0] / source.shape[1], small[1] / source.shape[0]
-        source, alpha = cv2.resize(source, small, interpolation=cv2.INTER_AREA), cv2.resize(alpha, small, interpolation=cv2.INTER_AREA)
+        source, alpha = (
+            cv2.resize(source, small, interpolation=cv2.INTER_AREA),
+            cv2.resize(alpha, small, interpolation=cv2.INTER_AREA),
+        )
         back = np.array([[1 / sx, 0, (1 / sx - 1) / 2], [0, 1 / sy, (1 / sy - 1) / 2], [0, 0, 1]])
         matrix = matrix @ back
     region = image[y0:y1, x0:x1]
@@ -221,7 +244,7 @@ def box_iou(boxes: F64) -> F64:
 
 
 def compose_scene(rng: Generator, library: CutoutLibrary, height: int, width: int) -> Scene:
-    """Render one scene with exact visible masks, (height, width) px. Every person in it is listed unless nearly invisible."""
+    """Render one scene with exact visible masks, (height, width) px; everybody is listed unless nearly invisible."""
     image = library.background(rng, height, width).astype(np.float32)
     labels = np.zeros((height, width), np.uint8)
     count = 1 + int(rng.choice(len(PEOPLE_SHARE), p=PEOPLE_SHARE))
@@ -240,7 +263,11 @@ def compose_scene(rng: Generator, library: CutoutLibrary, height: int, width: in
     areas, keypoints = [], []
     for index, placement in enumerate(by_depth):
         areas.append(_paint(rng, image, labels, placement, index + 1))
-        keypoints.append(warp_keypoints(placement.matrix, placement.cutout.keypoints[None], height, width, mirrored=placement.mirrored)[0])
+        keypoints.append(
+            warp_keypoints(
+                placement.matrix, placement.cutout.keypoints[None], height, width, mirrored=placement.mirrored
+            )[0]
+        )
         if index == occluder_after:
             shape = _occluder_shape(rng, height, width, by_depth[rng.integers(index + 1)].box)
             inside = shape > 0
@@ -257,7 +284,7 @@ def _listed_scene(image: U8, labels: U8, keypoints: F32, areas: F64) -> Scene:
     for index in range(n):
         pose = keypoints[index]
         for joint in np.flatnonzero(pose[:, 2] > 0):
-            x, y = int(round(float(pose[joint, 0]))), int(round(float(pose[joint, 1])))
+            x, y = round(float(pose[joint, 0])), round(float(pose[joint, 1]))
             on_top = labels[min(max(y, 0), labels.shape[0] - 1), min(max(x, 0), labels.shape[1] - 1)]
             if on_top > index + 1:  # painted later: another person or a thing
                 pose[joint, 2] = 1
@@ -281,5 +308,5 @@ def _listed_scene(image: U8, labels: U8, keypoints: F32, areas: F64) -> Scene:
         keypoints=keypoints[kept],
         has_mask=np.ones(len(kept), np.uint8),
         complete=True,
-        max_iou=iou.max(1, initial=0).astype(np.float32) if len(kept) else np.zeros(0, np.float32),
+        max_iou=iou.max(1, initial=0).astype(np.float32) if kept else np.zeros(0, np.float32),
     )

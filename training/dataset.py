@@ -1,8 +1,9 @@
 """People in pictures with their keypoints and masks, read from COCO-format files.
 
-`CocoFolder` reads an annotation file and its pictures (a folder or a zip); `Scene` is what everything downstream learns from, made
-either from a photograph (`photo_scene`) or by composition (`training.compose`). `SceneDataset` mixes the sources; sample ``i`` depends on the seed
-and on ``i`` alone, so that a resumed run sees what an uninterrupted one would have seen.
+`CocoFolder` reads an annotation file and its pictures (a folder or a zip); `Scene` is what everything downstream learns
+from, made either from a photograph (`photo_scene`) or by composition (`training.compose`). `SceneDataset` mixes the
+sources; sample ``i`` depends on the seed and on ``i`` alone, so that a resumed run sees what an uninterrupted one would
+have seen.
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ class Photo:
 class CocoFolder:
     """A COCO-format annotation file with its pictures in a folder or in a zip.
 
-    Reads keypoints (17 joints), polygons and RLE masks, and the extra fields ``ignore`` and ``merged`` (a mask over several people counts as
-    crowd). Pixel data is read on demand; a zip is opened once per process.
+    Reads keypoints (17 joints), polygons and RLE masks, and the extra fields ``ignore`` and ``merged`` (a mask over
+    several people counts as crowd). Pixel data is read on demand; a zip is opened once per process.
 
     Raises:
         DataError: a file is missing or not COCO.
@@ -168,7 +169,9 @@ def warp_keypoints(matrix: F64, keypoints: F32, height: int, width: int, *, mirr
     moved[..., :2] = transform_points(matrix, keypoints[..., :2])
     if mirrored:
         moved = moved[:, FLIP_PAIRS]
-    inside = (moved[..., 0] > -0.5) & (moved[..., 0] < width - 0.5) & (moved[..., 1] > -0.5) & (moved[..., 1] < height - 0.5)
+    inside = (
+        (moved[..., 0] > -0.5) & (moved[..., 0] < width - 0.5) & (moved[..., 1] > -0.5) & (moved[..., 1] < height - 0.5)
+    )
     moved[~inside | (moved[..., 2] <= 0)] = 0
     return moved
 
@@ -191,13 +194,18 @@ def random_view(rng: Generator, photo: Photo, height: int, width: int) -> tuple[
 
 
 def photo_scene(rng: Generator, folder: CocoFolder, photo: Photo, backdrop: U8, *, complete: bool) -> Scene:
-    """A random view of a photograph with the people that carry keypoints, in front of ``backdrop`` where the view ends, same size."""
+    """A random view of a photograph and its people with keypoints, of ``backdrop``'s size; it shows beyond the border."""
     height, width = backdrop.shape[:2]
     matrix, mirrored = random_view(rng, photo, height, width)
     flags = cv2.INTER_AREA if abs(np.linalg.det(matrix[:, :2])) < 0.3 else cv2.INTER_LINEAR
-    image = cv2.warpAffine(folder.image(photo), matrix, (width, height), backdrop.copy(), flags=flags, borderMode=cv2.BORDER_TRANSPARENT)
+    image = cv2.warpAffine(
+        folder.image(photo), matrix, (width, height), backdrop.copy(), flags=flags, borderMode=cv2.BORDER_TRANSPARENT
+    )
     labels = np.zeros((height, width), np.uint8)
-    listed = sorted((p for p in photo.people if p.has_keypoints and not p.crowd and not p.ignore), key=lambda p: -float(p.box[3] - p.box[1]))
+    listed = sorted(
+        (p for p in photo.people if p.has_keypoints and not p.crowd and not p.ignore),
+        key=lambda p: -float(p.box[3] - p.box[1]),
+    )
     keypoints, has_mask = [], []
     for person in listed[:MAX_PEOPLE]:
         moved = warp_keypoints(matrix, person.keypoints[None], height, width, mirrored=mirrored)[0]
@@ -242,9 +250,16 @@ class SceneDataset(torch.utils.data.Dataset[Scene]):
         folders = {source: open_source(settings.data, source) for source in settings.sources}
         self.sources = []
         for source, folder in folders.items():
-            photos = [p for p in folder.photos if not is_held_out(p.image_id, source.holdout_every) and any(q.has_keypoints and not q.ignore for q in p.people)]
+            photos = [
+                p
+                for p in folder.photos
+                if not is_held_out(p.image_id, source.holdout_every)
+                and any(q.has_keypoints and not q.ignore for q in p.people)
+            ]
             if source.photo_weight > 0:
-                self.sources.append(_PhotoSource(folder=folder, photos=photos, weight=source.photo_weight, complete=source.complete))
+                self.sources.append(
+                    _PhotoSource(folder=folder, photos=photos, weight=source.photo_weight, complete=source.complete)
+                )
         self.cutouts = CutoutLibrary(folders, settings)
         weights = np.array([settings.compose_weight, *(source.weight for source in self.sources)])
         self.share = weights / weights.sum()
@@ -264,7 +279,11 @@ class SceneDataset(torch.utils.data.Dataset[Scene]):
         else:
             source = self.sources[choice - 1]
             photo = source.photos[rng.integers(len(source.photos))]
-            backdrop = self.cutouts.background(rng, height, width) if rng.random() < 0.6 else np.zeros((height, width, 3), np.uint8)
+            backdrop = (
+                self.cutouts.background(rng, height, width)
+                if rng.random() < 0.6
+                else np.zeros((height, width, 3), np.uint8)
+            )
             scene = photo_scene(rng, source.folder, photo, backdrop, complete=source.complete)
         return Scene(
             image=photometric(rng, scene.image),

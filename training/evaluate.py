@@ -1,13 +1,16 @@
 """Accuracy of an artifact on annotated pictures, with pycocotools.
 
-    python -m training.evaluate --annotations F.json --images DIR [--model DIR] --poses gt|engine|FILE.json [--json OUT] [--sheet OUT.png]
+    python -m training.evaluate --annotations F.json --images DIR [--model DIR] --poses gt|engine|FILE.json [--json OUT]
+    [--sheet OUT.png]
 
-Poses come from the annotations (`gt`: what the mask part can do), from the artifact's keypoint graph (`engine`: end to end) or from a file of COCO
-keypoint results. `--masks limbs` replaces the SegModule by the trivial baseline, a thick drawing of the skeleton.
+Poses come from the annotations (`gt`: what the mask part can do), from the artifact's keypoint graph (`engine`: end to
+end) or from a file of COCO keypoint results. `--masks limbs` replaces the SegModule by the trivial baseline, a thick
+drawing of the skeleton.
 
-Protocol. Keypoint AP is COCO's: people without labelled joints are ignored. Mask AP follows COCOPersons (the paper's set): the true people are
-those with both keypoints and a mask; people without keypoints are absent, so a correct mask on one of them counts as false. Scores are 1.0 for
-poses from the annotations, as in the paper's tables, and pose score x mask score otherwise; `--score` chooses.
+Protocol. Keypoint AP is COCO's: people without labelled joints are ignored. Mask AP follows COCOPersons (the paper's
+set): the true people are those with both keypoints and a mask; people without keypoints are absent, so a correct mask
+on one of them counts as false. Scores are 1.0 for poses from the annotations, as in the paper's tables, and pose score
+x mask score otherwise; `--score` chooses.
 """
 
 from __future__ import annotations
@@ -86,7 +89,10 @@ def find_people(model: Model, image: U8, plan: Letterbox) -> tuple[FoundPeople, 
     """Run the keypoint graph on one picture; also returns the features for `segment_people`."""
     outputs = model.keypoints.run({"image": letterbox(image, plan)[None]})
     keypoints, scores = decode_people(
-        outputs["person_scores"][0], outputs["person_keypoints"][0], outputs["joint_candidates"][0], parameters=model.decode
+        outputs["person_scores"][0],
+        outputs["person_keypoints"][0],
+        outputs["joint_candidates"][0],
+        parameters=model.decode,
     )
     kept = scores >= EVALUATED_PERSON_SCORE
     keypoints, scores = keypoints[kept].copy(), scores[kept]
@@ -102,7 +108,9 @@ def segment_people(model: Model, features: F32, plan: Letterbox, people: FoundPe
     poses[..., 2] = people.visibility
     fallback = whole_frame_roi(plan.frame_height, plan.frame_width, model.roi_size)
     roi_from_frame = fit_poses(poses, model.templates, fallback, roi_size=model.roi_size).roi_from_frame
-    feeds = segment_feeds(people.keypoints, people.visibility, roi_from_frame, plan.input_from_frame, model.feature_from_input)
+    feeds = segment_feeds(
+        people.keypoints, people.visibility, roi_from_frame, plan.input_from_frame, model.feature_from_input
+    )
     outputs = model.segment.run({"features": features, **feeds})
     return outputs["probabilities"], outputs["scores"], roi_from_frame
 
@@ -130,13 +138,19 @@ def limb_mask(keypoints: F32, visibility: NDArray[np.float32], height: int, widt
 
 def true_people(photo: Photo) -> list[int]:
     """Indices of the people the mask figures are about: keypoints and a mask, neither crowd nor weak."""
-    return [i for i, p in enumerate(photo.people) if p.has_keypoints and p.segmentation is not None and not p.crowd and not p.ignore]
+    return [
+        i
+        for i, p in enumerate(photo.people)
+        if p.has_keypoints and p.segmentation is not None and not p.crowd and not p.ignore
+    ]
 
 
 def poses_from_annotations(photo: Photo) -> FoundPeople:
     people = [photo.people[i] for i in true_people(photo)]
     keypoints = np.stack([p.keypoints for p in people]) if people else np.zeros((0, 17, 3), np.float32)
-    return FoundPeople(keypoints=keypoints, visibility=keypoints[..., 2].copy(), scores=np.ones(len(people), np.float32))
+    return FoundPeople(
+        keypoints=keypoints, visibility=keypoints[..., 2].copy(), scores=np.ones(len(people), np.float32)
+    )
 
 
 def poses_from_file(path: Path, joint_threshold: float) -> dict[int, FoundPeople]:
@@ -149,14 +163,20 @@ def poses_from_file(path: Path, joint_threshold: float) -> dict[int, FoundPeople
         results = json.loads(path.read_text())
         by_image: dict[int, list[tuple[Any, float]]] = {}
         for entry in results:
-            by_image.setdefault(int(entry["image_id"]), []).append((np.asarray(entry["keypoints"], np.float32).reshape(17, 3), float(entry["score"])))
+            by_image.setdefault(int(entry["image_id"]), []).append(
+                (np.asarray(entry["keypoints"], np.float32).reshape(17, 3), float(entry["score"]))
+            )
     except (OSError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: expected a list of COCO keypoint results (image_id, keypoints, score): {error}") from error
+        raise DataError(
+            f"{path}: expected a list of COCO keypoint results (image_id, keypoints, score): {error}"
+        ) from error
     found = {}
     for image_id, entries in by_image.items():
         keypoints = np.stack([k for k, _ in entries])
         visibility = np.where(keypoints[..., 2] >= joint_threshold, 2.0, 0.0).astype(np.float32)
-        found[image_id] = FoundPeople(keypoints=keypoints, visibility=visibility, scores=np.array([s for _, s in entries], np.float32))
+        found[image_id] = FoundPeople(
+            keypoints=keypoints, visibility=visibility, scores=np.array([s for _, s in entries], np.float32)
+        )
     return found
 
 
@@ -189,7 +209,10 @@ def truth_for(photos: list[Photo]) -> tuple[COCO, COCO]:
             with_keypoints.append(entry)
             if index in listed:
                 with_masks.append({**entry, "segmentation": rle})
-    return tuple(_coco({"images": images, "annotations": a, "categories": category, "info": {}}) for a in (with_keypoints, with_masks))  # type: ignore[return-value]
+    return tuple(
+        _coco({"images": images, "annotations": a, "categories": category, "info": {}})
+        for a in (with_keypoints, with_masks)
+    )  # type: ignore[return-value]
 
 
 def _coco(content: dict[str, Any]) -> COCO:
@@ -204,7 +227,7 @@ def average_precision(truth: COCO, results: list[dict[str, Any]], kind: str) -> 
     """COCO summary of `keypoints` or `segm` results; None where the truth has nobody of that size."""
     names = ("AP", "AP50", "AP75", "AP_medium", "AP_large", "AR")
     if not results:
-        return {name: (0.0 if truth.anns else None) for name in names}
+        return dict.fromkeys(names, 0.0 if truth.anns else None)
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(truth, truth.loadRes(results), kind)
         evaluation.evaluate()
@@ -221,11 +244,21 @@ class Evaluation:
 
     keypoint_results: list[dict[str, Any]] = field(default_factory=list)
     mask_results: list[dict[str, Any]] = field(default_factory=list)
-    cases: list[tuple[float, Photo, int, U8]] = field(default_factory=list)  # IoU, picture, true person, mask in its picture
+    cases: list[tuple[float, Photo, int, U8]] = field(
+        default_factory=list
+    )  # IoU, picture, true person, mask in its picture
 
 
 def evaluate_photo(
-    model: Model, image: U8, photo: Photo, plan: Letterbox, poses: FoundPeople | None, out: Evaluation, *, masks: str, score: str
+    model: Model,
+    image: U8,
+    photo: Photo,
+    plan: Letterbox,
+    poses: FoundPeople | None,
+    out: Evaluation,
+    *,
+    masks: str,
+    score: str,
 ) -> None:
     """Run one picture; ``poses`` None takes the keypoint graph's own."""
     needs_features = masks == "engine" or poses is None
@@ -242,9 +275,13 @@ def evaluate_photo(
         pasted = paste_masks(probabilities, roi_from_frame, photo.height, photo.width)
         rles = encode_rle(pasted, photo.height, photo.width)
     elif n:
-        drawn = [limb_mask(k, v, photo.height, photo.width) for k, v in zip(poses.keypoints, poses.visibility, strict=True)]
+        drawn = [
+            limb_mask(k, v, photo.height, photo.width) for k, v in zip(poses.keypoints, poses.visibility, strict=True)
+        ]
         rles = [_rle(m) for m in drawn]
-    values = {"one": np.ones(n), "pose": poses.scores, "mask": mask_scores, "pose*mask": poses.scores * mask_scores}[score]
+    values = {"one": np.ones(n), "pose": poses.scores, "mask": mask_scores, "pose*mask": poses.scores * mask_scores}[
+        score
+    ]
     for i in range(n):
         shared = {"image_id": photo.image_id, "category_id": 1, "score": float(values[i])}
         flat = poses.keypoints[i].astype(float).round(2).reshape(-1).tolist()
@@ -254,7 +291,11 @@ def evaluate_photo(
     if not listed:
         return
     truth = [_rle(decode_mask(photo.people[i].segmentation, photo.height, photo.width)) for i in listed]
-    iou = np.asarray(coco_mask.iou(rles, truth, [0] * len(truth))).reshape(n, len(truth)) if n else np.zeros((0, len(truth)))
+    iou = (
+        np.asarray(coco_mask.iou(rles, truth, [0] * len(truth))).reshape(n, len(truth))
+        if n
+        else np.zeros((0, len(truth)))
+    )
     for column, index in enumerate(listed):
         best = int(iou[:, column].argmax()) if n else -1
         value = float(iou[best, column]) if n else 0.0
@@ -282,7 +323,9 @@ def summarise(photos: list[Photo], evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def worst_cases(folder: CocoFolder, cases: list[tuple[float, Photo, int, U8]], path: Path, count: int = WORST_CASES) -> None:
+def worst_cases(
+    folder: CocoFolder, cases: list[tuple[float, Photo, int, U8]], path: Path, count: int = WORST_CASES
+) -> None:
     """A sheet of the people with the lowest IoU: truth outlined in green, the result tinted."""
     tiles = []
     for value, photo, index, mask in sorted(cases, key=lambda c: c[0])[:count]:
@@ -300,7 +343,16 @@ def worst_cases(folder: CocoFolder, cases: list[tuple[float, Photo, int, U8]], p
         cx, cy = (x0 + x1) / 2, (y0 + y1) / 2
         matrix = np.array([[260 / side, 0, 130 - cx * 260 / side], [0, 260 / side, 130 - cy * 260 / side]])
         tile = cv2.warpAffine(image, matrix, (260, 260), flags=cv2.INTER_AREA, borderValue=(40, 40, 40))
-        cv2.putText(tile, f"IoU {value:.2f}  {photo.file_name}", (6, 252), cv2.FONT_HERSHEY_SIMPLEX, 0.38, (255, 255, 255), 1, cv2.LINE_AA)
+        cv2.putText(
+            tile,
+            f"IoU {value:.2f}  {photo.file_name}",
+            (6, 252),
+            cv2.FONT_HERSHEY_SIMPLEX,
+            0.38,
+            (255, 255, 255),
+            1,
+            cv2.LINE_AA,
+        )
         tiles.append(tile)
     if not tiles:
         return
@@ -328,7 +380,11 @@ def evaluate(
     score = score or ("one" if poses == "gt" else "pose*mask")
     out = Evaluation()
     steps: Iterator[Photo] = iter(track(chosen, description="evaluate")) if progress else iter(chosen)
-    nobody = FoundPeople(keypoints=np.zeros((0, 17, 3), np.float32), visibility=np.zeros((0, 17), np.float32), scores=np.zeros(0, np.float32))
+    nobody = FoundPeople(
+        keypoints=np.zeros((0, 17, 3), np.float32),
+        visibility=np.zeros((0, 17), np.float32),
+        scores=np.zeros(0, np.float32),
+    )
     for photo in steps:
         plan = plan_letterbox(photo.height, photo.width, long_side=long_side)
         given: FoundPeople | None = None
@@ -344,7 +400,9 @@ def evaluate(
 
 
 def validate(network: Any, settings: Any) -> dict[str, float | None]:
-    """Figures on the held-out pictures of every source during training: mean IoU with true poses, and AP on complete sources."""
+    """Figures on the held-out pictures of every source during training: mean IoU with true poses, and AP on complete
+    sources.
+    """
     from training.dataset import open_source
     from training.torch_engine import network_model
 
@@ -370,26 +428,36 @@ def validate(network: Any, settings: Any) -> dict[str, float | None]:
 def report(figures: Mapping[str, Any]) -> str:
     """The figures as lines for people."""
     lines = [
-        f"{figures['images']} images, {figures['people_with_keypoints']} people with keypoints, {figures['people_with_mask']} with keypoints and mask; "
-        f"poses {figures['poses']}, masks {figures['masks']}, scores {figures['score']}, long side {figures['long_side']}"
+        f"{figures['images']} images, {figures['people_with_keypoints']} people with keypoints, "
+        + f"{figures['people_with_mask']} with keypoints and mask",
+        "  ".join(f"{name} {figures[name]}" for name in ("poses", "masks", "score", "long_side")),
     ]
     for kind in ("keypoints", "mask"):
         if figures[kind] is not None:
-            lines.append(f"{kind:>9}  " + "  ".join(f"{name} {'-' if v is None else f'{v:.3f}'}" for name, v in figures[kind].items()))
+            cells = [f"{name} {'-' if v is None else f'{v:.3f}'}" for name, v in figures[kind].items()]
+            lines.append(f"{kind:>9}  {'  '.join(cells)}")
     lines.append(f" mean IoU  {'-' if figures['mean_iou'] is None else format(figures['mean_iou'], '.3f')}")
     return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m training.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--annotations", type=Path, required=True, help="COCO-format JSON")
     parser.add_argument("--images", type=Path, required=True, help="folder or zip of its pictures")
-    parser.add_argument("--model", type=Path, default=default_artifact(), help="artifact folder; default: the one that is installed")
+    parser.add_argument(
+        "--model", type=Path, default=default_artifact(), help="artifact folder; default: the one that is installed"
+    )
     parser.add_argument("--engine", default="auto", help="as in run_stream.py")
     parser.add_argument("--threads", type=int, help="cores one call may use")
     parser.add_argument("--poses", default="engine", help="gt, engine, or a file of COCO keypoint results")
-    parser.add_argument("--masks", default="engine", choices=("engine", "limbs"), help="limbs: thick skeleton as baseline")
-    parser.add_argument("--score", choices=SCORES, help="score of each mask; default: one for --poses gt, else pose*mask")
+    parser.add_argument(
+        "--masks", default="engine", choices=("engine", "limbs"), help="limbs: thick skeleton as baseline"
+    )
+    parser.add_argument(
+        "--score", choices=SCORES, help="score of each mask; default: one for --poses gt, else pose*mask"
+    )
     parser.add_argument("--long-side", type=int, help="letterbox size, px; default: the artifact's")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--results", type=Path, help="write COCO keypoint results here")
@@ -399,7 +467,13 @@ def main(arguments: list[str] | None = None) -> int:
         model, long_side = open_model(options.model, engine=options.engine, threads=options.threads)
         folder = CocoFolder(options.annotations, options.images)
         figures, out = evaluate(
-            folder, model, long_side=options.long_side or long_side, poses=options.poses, masks=options.masks, score=options.score, progress=sys.stderr.isatty()
+            folder,
+            model,
+            long_side=options.long_side or long_side,
+            poses=options.poses,
+            masks=options.masks,
+            score=options.score,
+            progress=sys.stderr.isatty(),
         )
         print(report(figures))
         if options.json is not None:

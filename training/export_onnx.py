@@ -1,8 +1,10 @@
-"""Checkpoint -> artifact folder: `python -m training.export_onnx --checkpoint RUN/step-N --output DIR [--evaluation NAME=F.json ...]`.
+"""Checkpoint -> artifact folder: `python -m training.export_onnx --checkpoint RUN/step-N --output DIR [--evaluation
+NAME=F.json ...]`.
 
-Two graphs are written, see `training.graphs`. In the segment graph affine-align is one node of our own domain, ``pose2seg::AffineAlign``, with the attributes
-``plugin_namespace`` and ``plugin_version`` that a runtime with our kernel looks for; the file also carries a local function with the same meaning in
-standard operators, so that every runtime can run it. Before the folder is written both graphs are compared with the network they came from.
+Two graphs are written, see `training.graphs`. In the segment graph affine-align is one node of our own domain,
+``pose2seg::AffineAlign``, with the attributes ``plugin_namespace`` and ``plugin_version`` that a runtime with our
+kernel looks for; the file also carries a local function with the same meaning in standard operators, so that every
+runtime can run it. Before the folder is written both graphs are compared with the network they came from.
 """
 
 from __future__ import annotations
@@ -52,8 +54,12 @@ def _register_schema() -> None:
             "AffineAlign",
             DOMAIN,
             1,
-            doc="Sample an aligned S x S window for each person out of its image's feature map: bilinear, zeros outside.",
-            inputs=[formal("features", "T"), formal("feature_from_roi", "tensor(float)"), formal("roi_image", "tensor(int32)")],
+            doc="An aligned S x S window for each person out of its image's feature map: bilinear, zeros outside.",
+            inputs=[
+                formal("features", "T"),
+                formal("feature_from_roi", "tensor(float)"),
+                formal("roi_image", "tensor(int32)"),
+            ],
             outputs=[formal("aligned", "T")],
             type_constraints=[("T", ["tensor(float)", "tensor(float16)"], "")],
             attributes=[
@@ -69,9 +75,10 @@ _DOMAIN_OPS = onnxscript.values.Opset(DOMAIN, 1)
 
 
 @onnxscript.script(_DOMAIN_OPS, default_opset=op)
-def AffineAlign(features, feature_from_roi, roi_image, size: int):  # type: ignore[no-untyped-def]  # noqa: N802, ANN001, ANN201  an ONNX function body
-    # All images stacked along the height with a row of zeros above and below each: one GridSample for the whole batch and no copy of a
-    # feature map per person. Rows are clamped to their own image's zero rows; columns outside are zeros by GridSample's own rule.
+def AffineAlign(features, feature_from_roi, roi_image, size: int):  # type: ignore[no-untyped-def]  # noqa: N802  an ONNX function body
+    # All images stacked along the height with a row of zeros above and below each: one GridSample for the whole batch
+    # and no copy of a feature map per person. Rows are clamped to their own image's zero rows; columns outside are
+    # zeros by GridSample's own rule.
     side = op.Constant(value_int=size)
     side1 = op.Reshape(side, op.Constant(value_ints=[1]))
     index = op.Cast(op.Range(op.Constant(value_int=0), side, op.Constant(value_int=1)), to=1)
@@ -93,28 +100,42 @@ def AffineAlign(features, feature_from_roi, roi_image, size: int):  # type: igno
     x = op.Gather(points, op.Constant(value_ints=[0]), axis=2)
     y = op.Gather(points, op.Constant(value_ints=[1]), axis=2)
     y = op.Max(op.Min(y, height), op.Constant(value_float=-1.0))
-    first_row = op.Add(op.Mul(op.Cast(roi_image, to=1), op.Add(height, op.Constant(value_float=2.0))), op.Constant(value_float=1.0))
+    first_row = op.Add(
+        op.Mul(op.Cast(roi_image, to=1), op.Add(height, op.Constant(value_float=2.0))), op.Constant(value_float=1.0)
+    )
     y = op.Add(y, op.Reshape(first_row, op.Constant(value_ints=[-1, 1, 1])))
 
-    padded = op.Pad(features, op.Constant(value_ints=[0, 0, 1, 0, 0, 0, 1, 0]))
+    # As a tensor, not as `value_ints`: inside a function ONNX Runtime before 1.25 cannot infer Pad's shape from the
+    # latter.
+    padded = op.Pad(features, op.Constant(value=onnx.helper.make_tensor("pads", 7, [8], [0, 0, 1, 0, 0, 0, 1, 0])))
     tall1 = op.Constant(value_ints=[1])
-    stacked = op.Reshape(op.Transpose(padded, perm=[1, 0, 2, 3]), op.Concat(tall1, channels1, op.Constant(value_ints=[-1]), width1, axis=0))
+    stacked = op.Reshape(
+        op.Transpose(padded, perm=[1, 0, 2, 3]),
+        op.Concat(tall1, channels1, op.Constant(value_ints=[-1]), width1, axis=0),
+    )
     stacked_height = op.Cast(op.Gather(op.Shape(stacked), op.Constant(value_ints=[2])), to=1)
     two = op.Constant(value_float=2.0)
     unit = op.Constant(value_float=1.0)
     gx = op.Sub(op.Div(op.Add(op.Mul(x, two), unit), width), unit)
     gy = op.Sub(op.Div(op.Add(op.Mul(y, two), unit), stacked_height), unit)
-    grid = op.Reshape(op.Concat(gx, gy, axis=2), op.Concat(tall1, op.Constant(value_ints=[-1]), side1, op.Constant(value_ints=[2]), axis=0))
+    grid = op.Reshape(
+        op.Concat(gx, gy, axis=2),
+        op.Concat(tall1, op.Constant(value_ints=[-1]), side1, op.Constant(value_ints=[2]), axis=0),
+    )
     sampled = op.GridSample(op.Cast(stacked, to=1), grid, align_corners=0, mode="bilinear", padding_mode="zeros")
     rows = op.Reshape(sampled, op.Concat(channels1, op.Constant(value_ints=[-1]), side1, side1, axis=0))
     return op.CastLike(op.Transpose(rows, perm=[1, 0, 2, 3]), features)
 
 
-def _affine_align_node(features, feature_from_roi, roi_image, size: int):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202  traced by the exporter
-    return _DOMAIN_OPS.AffineAlign(features, feature_from_roi, roi_image, size=size, plugin_namespace=DOMAIN, plugin_version="1")
+def _affine_align_node(features, feature_from_roi, roi_image, size: int):  # type: ignore[no-untyped-def]
+    return _DOMAIN_OPS.AffineAlign(
+        features, feature_from_roi, roi_image, size=size, plugin_namespace=DOMAIN, plugin_version="1"
+    )
 
 
-def _export(graph: nn.Module, arguments: tuple[torch.Tensor, ...], inputs: Sequence[str], outputs: Sequence[str], dynamic: Any) -> onnx.ModelProto:
+def _export(
+    graph: nn.Module, arguments: tuple[torch.Tensor, ...], inputs: Sequence[str], outputs: Sequence[str], dynamic: Any
+) -> onnx.ModelProto:
     _register_schema()
     program = torch.onnx.export(
         graph.eval(),
@@ -157,7 +178,9 @@ def export_keypoints(network: LiveNetwork) -> onnx.ModelProto:
 
 def export_segment(network: LiveNetwork) -> onnx.ModelProto:
     """features, feature_from_roi, roi_image, roi_keypoints -> probabilities, scores; B, N, h, w dynamic."""
-    people, batch, rows, columns = (torch.export.Dim(name, min=1, max=size) for name, size in (("N", 256), ("B", 64), ("h", 4096), ("w", 4096)))
+    people, batch, rows, columns = (
+        torch.export.Dim(name, min=1, max=size) for name, size in (("N", 256), ("B", 64), ("h", 4096), ("w", 4096))
+    )
     arguments = (
         torch.randn(2, network.settings.feature_channels, 32, 40),
         torch.tensor([[0.5, 0, 0], [0, 0.5, 0]]).repeat(3, 1, 1),
@@ -173,8 +196,16 @@ def export_segment(network: LiveNetwork) -> onnx.ModelProto:
     )
 
 
-def compare(network: LiveNetwork, keypoints: Path, segment: Path, *, sizes: Sequence[tuple[int, int]] = ((128, 160), (288, 512)), people: Sequence[int] = (1, 2, 7)) -> float:
-    """Largest difference between the exported graphs in ONNX Runtime and the network, over several sizes and numbers of people.
+def compare(
+    network: LiveNetwork,
+    keypoints: Path,
+    segment: Path,
+    *,
+    sizes: Sequence[tuple[int, int]] = ((128, 160), (288, 512)),
+    people: Sequence[int] = (1, 2, 7),
+) -> float:
+    """Largest difference between the exported graphs in ONNX Runtime and the network, over several sizes and numbers of
+    people.
 
     Candidates are compared where they mean something: weak peaks of equal height may come in another order.
 
@@ -191,9 +222,11 @@ def compare(network: LiveNetwork, keypoints: Path, segment: Path, *, sizes: Sequ
         found = keypoint_engine.run({"image": image})
         with torch.no_grad():
             expected = [t.numpy() for t in eager_keypoints(torch.from_numpy(image))]
-        for name, value in zip(("person_scores", "joint_candidates", "features"), (expected[0], expected[2], expected[3]), strict=True):
+        for name, wanted in zip(
+            ("person_scores", "joint_candidates", "features"), (expected[0], expected[2], expected[3]), strict=True
+        ):
             got = found[name][..., 2] if name == "joint_candidates" else found[name]
-            value = value[..., 2] if name == "joint_candidates" else value
+            value = wanted[..., 2] if name == "joint_candidates" else wanted
             worst = max(worst, float(np.abs(got - value).max()))
         for n in people:
             angle, scale = rng.uniform(-1, 1, n), rng.uniform(0.2, 2.0, n)
@@ -201,7 +234,9 @@ def compare(network: LiveNetwork, keypoints: Path, segment: Path, *, sizes: Sequ
             matrix[:, 0, 0] = matrix[:, 1, 1] = scale * np.cos(angle)
             matrix[:, 0, 1], matrix[:, 1, 0] = -scale * np.sin(angle), scale * np.sin(angle)
             matrix[:, :, 2] = rng.uniform(-20, 40, (n, 2))
-            poses = np.concatenate((rng.uniform(-5, 70, (n, 17, 2)), rng.integers(0, 3, (n, 17, 1))), -1).astype(np.float32)
+            poses = np.concatenate((rng.uniform(-5, 70, (n, 17, 2)), rng.integers(0, 3, (n, 17, 1))), -1).astype(
+                np.float32
+            )
             feeds = {
                 "features": np.ascontiguousarray(expected[3]),
                 "feature_from_roi": matrix,
@@ -213,11 +248,20 @@ def compare(network: LiveNetwork, keypoints: Path, segment: Path, *, sizes: Sequ
                 eager = eager_segment(*(torch.from_numpy(value) for value in feeds.values()))
             worst = max(worst, float(np.abs(result["probabilities"] - eager[0].numpy()).max()))
     if not worst < MAX_DIFFERENCE:
-        raise ExportError(f"exported graphs differ from the network by {worst:.2g}, expected less than {MAX_DIFFERENCE:g}")
+        raise ExportError(
+            f"exported graphs differ from the network by {worst:.2g}, expected less than {MAX_DIFFERENCE:g}"
+        )
     return worst
 
 
-def export(network: LiveNetwork, output: Path, *, trained_on: Sequence[str], measured: Mapping[str, Any], provenance: Mapping[str, Any]) -> Artifact:
+def export(
+    network: LiveNetwork,
+    output: Path,
+    *,
+    trained_on: Sequence[str],
+    measured: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+) -> Artifact:
     """Write the artifact folder of a network (in eval mode).
 
     Raises:
@@ -255,10 +299,18 @@ def export(network: LiveNetwork, output: Path, *, trained_on: Sequence[str], mea
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m training.export_onnx", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m training.export_onnx", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--checkpoint", type=Path, required=True, help="a step-N folder of a run")
     parser.add_argument("--output", type=Path, required=True, help="artifact folder to write")
-    parser.add_argument("--evaluation", action="append", default=[], metavar="NAME=F.json", help="figures of training.evaluate --json to store in the manifest")
+    parser.add_argument(
+        "--evaluation",
+        action="append",
+        default=[],
+        metavar="NAME=F.json",
+        help="figures of training.evaluate --json to store in the manifest",
+    )
     options = parser.parse_args(arguments)
     try:
         state = read_state(options.checkpoint)
@@ -267,13 +319,27 @@ def main(arguments: list[str] | None = None) -> int:
             name, _, path = item.partition("=")
             measured[name] = json.loads(Path(path).read_text())
         settings = state["settings"]
-        trained_on = [str(Path(source["annotations"]).parent) for source in settings["sources"] if source["photo_weight"] + source["cutout_weight"] > 0]
-        provenance = {"initial_weights": "MoveNet MultiPose Lightning v1 (Google, Apache-2.0)"} if settings["init_movenet"] or settings["init_checkpoint"] else {}
-        artifact = export(load_weights(options.checkpoint), options.output, trained_on=trained_on, measured=measured, provenance={**provenance, "steps": state["step"]})
+        trained_on = [
+            str(Path(source["annotations"]).parent)
+            for source in settings["sources"]
+            if source["photo_weight"] + source["cutout_weight"] > 0
+        ]
+        provenance = (
+            {"initial_weights": "MoveNet MultiPose Lightning v1 (Google, Apache-2.0)"}
+            if settings["init_movenet"] or settings["init_checkpoint"]
+            else {}
+        )
+        artifact = export(
+            load_weights(options.checkpoint),
+            options.output,
+            trained_on=trained_on,
+            measured=measured,
+            provenance={**provenance, "steps": state["step"]},
+        )
     except (CheckpointError, ExportError, EngineError, OSError, json.JSONDecodeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"wrote {artifact.folder}: exported and eager outputs differ by {artifact.measured['export_difference']:g} at most")
+    print(f"wrote {artifact.folder}: exported and eager differ by {artifact.measured['export_difference']:g} at most")
     return 0
 
 

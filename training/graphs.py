@@ -1,4 +1,5 @@
-"""The two serving graphs around the live network, exactly as they are exported: uint8 picture in, people's candidates out; ROIs in, masks out.
+"""The two serving graphs around the live network, exactly as they are exported: uint8 picture in, people's candidates
+out; ROIs in, masks out.
 
 Normalisation, peak finding and top-k are inside, so that serving needs nothing but arrays.
 """
@@ -18,7 +19,7 @@ JOINT_WINDOW = 3
 
 
 def _peaks(probability: Tensor, window: int, count: int) -> tuple[Tensor, Tensor]:
-    """Local maxima of (B, C, h, w): values and flat cells of the ``count`` best, (B, C, count) each; the rest have value 0."""
+    """Local maxima of (B, C, h, w): values and flat cells of the best, (B, C, count) each; the missing have value 0."""
     highest = F.max_pool2d(probability, window, 1, window // 2)
     peaks = torch.where(probability >= highest, probability, torch.zeros_like(probability))
     values, cells = peaks.flatten(2).topk(count, dim=2)
@@ -32,7 +33,8 @@ def _at_cells(maps: Tensor, cells: Tensor) -> Tensor:
 
 
 def _row_column(cells: Tensor, width: int) -> Tensor:
-    """Flat cells (...) of a grid of this width -> (..., 2) row and column, as float. (The exporter has no remainder by a dynamic size.)"""
+    """Flat cells (...) of a grid of this width -> (..., 2) row and column, as float."""
+    # no remainder: the exporter has none for a dynamic size
     rows = torch.div(cells, width, rounding_mode="floor")
     return torch.stack((rows, cells - rows * width), dim=-1).to(torch.float32)
 
@@ -41,14 +43,16 @@ def people_candidates(maps: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Raw keypoint maps to what the grouping reads.
 
     Args:
-        maps: centre (B, 1, h, w) and heatmaps (B, 17, h, w) logits; regression and offsets (B, 34, h, w) in cells, y before x.
+        maps: centre (B, 1, h, w) and heatmaps (B, 17, h, w) logits; regression and offsets (B, 34, h, w) in cells, y
+            before x.
 
     Returns:
         person_scores (B, P): centre probability, falling.
-        person_keypoints (B, P, 17, 3): the guess regressed from the centre, x, y in input px; third the joint's probability there.
-        joint_candidates (B, 17, M, 4): x, y in input px, probability, grouping value (0 in this family: people are told apart by the guess).
+        person_keypoints (B, P, 17, 3): the guess regressed from the centre, x, y in input px; third the joint's
+        probability there. joint_candidates (B, 17, M, 4): x, y in input px, probability, grouping value (0 in this
+        family: people are told apart by the guess).
     """
-    b, _, h, w = maps["heatmaps"].shape
+    _, _, h, w = maps["heatmaps"].shape
     heat = maps["heatmaps"].sigmoid()
 
     score, centre = _peaks(maps["centre"].sigmoid(), CENTRE_WINDOW, PEOPLE)
@@ -68,7 +72,9 @@ def people_candidates(maps: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     shift = offsets.gather(3, cells[:, :, None].expand(-1, -1, 2, -1)).transpose(2, 3)  # (B, 17, M, 2)
     candidate_yx = _row_column(cells, w) + shift
     candidate_px = candidate_yx.flip(-1) * STRIDE - 0.5
-    joint_candidates = torch.cat((candidate_px, probability[..., None], torch.zeros_like(probability)[..., None]), dim=-1)
+    joint_candidates = torch.cat(
+        (candidate_px, probability[..., None], torch.zeros_like(probability)[..., None]), dim=-1
+    )
     return score, person_keypoints, joint_candidates
 
 
@@ -91,7 +97,9 @@ class SegmentGraph(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, features: Tensor, feature_from_roi: Tensor, roi_image: Tensor, roi_keypoints: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, features: Tensor, feature_from_roi: Tensor, roi_image: Tensor, roi_keypoints: Tensor
+    ) -> tuple[Tensor, Tensor]:
         probabilities = self.network.segment(features, feature_from_roi, roi_image, roi_keypoints).sigmoid()
         inside = (probabilities > 0.5).to(probabilities.dtype)
         scores = (probabilities * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1.0)

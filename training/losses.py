@@ -13,8 +13,9 @@ from kernels.coordinates import F32
 from training.dataset import Scene
 from training.model import JOINTS, STRIDE
 
-# Heatmap sigma in cells as a line over the person's extent in cells: what the initial weights' own peaks measure (1.0 below 20 cells of
-# extent, 1.1 at 30, 1.2 at 50 and above; medians over 549 joints), so that fine-tuning need not reshape them.
+# Heatmap sigma in cells as a line over the person's extent in cells: what the initial weights' own peaks measure (1.0
+# below 20 cells of extent, 1.1 at 30, 1.2 at 50 and above; medians over 549 joints), so that fine-tuning need not
+# reshape them.
 SIGMA_AT_ZERO, SIGMA_PER_EXTENT, MIN_SIGMA_CELLS, MAX_SIGMA_CELLS = 0.9, 0.007, 1.0, 1.3
 CENTRE_SIGMA_CELLS = 1.5
 INCOMPLETE_WEIGHT = 0.1  # weight of empty regions in pictures where not everybody is labelled
@@ -118,12 +119,16 @@ def keypoint_losses(maps: dict[str, Tensor], targets: KeypointTargets) -> dict[s
     error = F.smooth_l1_loss(at_centres, targets.regression, reduction="none", beta=1.0).sum(-1)
     losses["regression"] = 4.0 * (error * targets.regression_weight).sum() / max(len(b), 1)
     b, joint, y, x = targets.joints.unbind(1)
-    predicted = torch.stack((maps["offsets"].float()[b, 2 * joint, y, x], maps["offsets"].float()[b, 2 * joint + 1, y, x]), dim=-1)
+    predicted = torch.stack(
+        (maps["offsets"].float()[b, 2 * joint, y, x], maps["offsets"].float()[b, 2 * joint + 1, y, x]), dim=-1
+    )
     losses["offsets"] = F.l1_loss(predicted, targets.offsets, reduction="sum") / max(len(b), 1)
     return losses
 
 
-def distillation_loss(maps: dict[str, Tensor], reference: dict[str, Tensor], targets: KeypointTargets, incomplete: Tensor) -> Tensor:
+def distillation_loss(
+    maps: dict[str, Tensor], reference: dict[str, Tensor], targets: KeypointTargets, incomplete: Tensor
+) -> Tensor:
     """Keep unlabelled people alive: stay close to a reference network where not everybody is labelled.
 
     Args:
@@ -133,8 +138,8 @@ def distillation_loss(maps: dict[str, Tensor], reference: dict[str, Tensor], tar
         incomplete: (B,) 1 for pictures with unlabelled people, 0 otherwise.
 
     Returns:
-        Squared difference of the probabilities, summed over the unlabelled cells, and of the regressed joints at the reference's own
-        confident centres relative to the extent they span; divided by the number of pictures concerned.
+        Squared difference of the probabilities, summed over the unlabelled cells, and of the regressed joints at the
+        reference's own confident centres relative to the extent they span; divided by the number of pictures concerned.
     """
     unlabelled = (targets.weight < 1).float() * incomplete[:, None, None, None]
     count = incomplete.sum().clamp(min=1)

@@ -8,9 +8,9 @@
     features + people's ROIs -> SegModule -> mask logits [N, S, S]
 
 The layer shapes of backbone, top-down path and heads are those of MoveNet MultiPose Lightning, so that its published
-weights can be the start (`movenet_weights.py`). At stride 2 the convolutions pad right and bottom only, as those weights expect.
-Every grid of stride s follows the half-pixel rule: feature index = (x + 0.5) / s - 0.5 (`FEATURE_FROM_INPUT`).
-`y` stands before `x` in the channel pairs of regression and offsets.
+weights can be the start (`movenet_weights.py`). At stride 2 the convolutions pad right and bottom only, as those
+weights expect. Every grid of stride s follows the half-pixel rule: feature index = (x + 0.5) / s - 0.5
+(`FEATURE_FROM_INPUT`). `y` stands before `x` in the channel pairs of regression and offsets.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class PaddedConv(nn.Conv2d):
 
 
 class InvertedResidual(nn.Module):
-    """Expand 1x1, depthwise 3x3, project 1x1 without activation: [B, C, h, w] -> [B, outputs, h / stride, w / stride]."""
+    """Expand 1x1, depthwise 3x3, project 1x1 without activation: [B, C, h, w] -> [B, outputs, h/stride, w/stride]."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, expansion: int):
         super().__init__()
@@ -125,9 +125,14 @@ class TopDown(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.lateral = nn.ModuleDict(
-            {level: PaddedConv(LEVEL_CHANNELS[level], width) for level, width in (("c5", 64), ("c4", 64), ("c3", 32), ("c2", 24))}
+            {
+                level: PaddedConv(LEVEL_CHANNELS[level], width)
+                for level, width in (("c5", 64), ("c4", 64), ("c3", 32), ("c2", 24))
+            }
         )
-        self.merge = nn.ModuleDict({"c4": SeparableConv(64, 32), "c3": SeparableConv(32, 24), "c2": SeparableConv(24, TRUNK_CHANNELS)})
+        self.merge = nn.ModuleDict(
+            {"c4": SeparableConv(64, 32), "c3": SeparableConv(32, 24), "c2": SeparableConv(24, TRUNK_CHANNELS)}
+        )
 
     def forward(self, levels: dict[str, Tensor]) -> Tensor:
         x = self.lateral["c5"](levels["c5"])
@@ -137,7 +142,7 @@ class TopDown(nn.Module):
 
 
 class KeypointHeads(nn.Module):
-    """Trunk [B, 24, h, w] -> maps by name (`HEAD_CHANNELS`), raw: logits for centre and heatmaps, cells for the rest."""
+    """Trunk [B, 24, h, w] -> maps by name (`HEAD_CHANNELS`), raw: logits of centre and heatmaps, else cells."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -198,8 +203,9 @@ class ResidualUnit(nn.Module):
 class SegModule(nn.Module):
     """Aligned features and skeleton [N, C + 55, S, S] -> mask logits [N, S, S].
 
-    The paper's SegModule (section 3.4) at narrow width: a stride-2 stem, residual units, and a decoder back to S x S. The units
-    are dilated so that few of them see the whole window; the decoder adds a stride-1 view of the features for fine edges.
+    The paper's SegModule (section 3.4) at narrow width: a stride-2 stem, residual units, and a decoder back to S x S.
+    The units are dilated so that few of them see the whole window; the decoder adds a stride-1 view of the features for
+    fine edges.
     """
 
     def __init__(self, features: int, width: int, dilations: tuple[int, ...]):
@@ -210,7 +216,11 @@ class SegModule(nn.Module):
         self.fine_channels = 16
         self.decode = ConvNormAct(width, 4 * self.fine_channels, 3)
         self.detail = nn.Conv2d(inputs, self.fine_channels, 1)
-        self.out = nn.Sequential(nn.ReLU(inplace=True), ConvNormAct(self.fine_channels, self.fine_channels, 3), nn.Conv2d(self.fine_channels, 1, 3, padding=1))
+        self.out = nn.Sequential(
+            nn.ReLU(inplace=True),
+            ConvNormAct(self.fine_channels, self.fine_channels, 3),
+            nn.Conv2d(self.fine_channels, 1, 3, padding=1),
+        )
 
     def forward(self, aligned: Tensor) -> Tensor:
         coarse = F.pixel_shuffle(self.decode(self.units(self.stem(aligned))), 2)
@@ -243,7 +253,7 @@ class LiveNetwork(nn.Module):
         self.seg_module = SegModule(settings.feature_channels, settings.seg_width, tuple(settings.seg_dilations))
 
     def trunk(self, image: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """[B, 3, H, W] (uint8 or float, RGB 0..255) -> backbone levels by name, and the merged map that the keypoint heads read."""
+        """[B, 3, H, W] (uint8 or float, RGB 0..255) -> backbone levels by name, and the map the keypoint heads read."""
         levels = self.backbone(image.to(self.backbone.stem.weight.dtype) * INPUT_SCALE - 1.0)
         return levels, self.top_down(levels)
 

@@ -1,7 +1,8 @@
 """Start the live network from the published weights of MoveNet MultiPose Lightning (Apache-2.0, Google).
 
-The published graph stores one convolution after another in the order of its dataflow; our modules are walked in the same order and
-each convolution is compared in shape, stride and groups before it is copied. The two box heads have no counterpart here.
+The published graph stores one convolution after another in the order of its dataflow; our modules are walked in the
+same order and each convolution is compared in shape, stride and groups before it is copied. The two box heads have no
+counterpart here.
 """
 
 from __future__ import annotations
@@ -64,7 +65,9 @@ def load_movenet(network: LiveNetwork, path: str | Path) -> LiveNetwork:
     body = list(_body_convolutions(network))
     expected = len(body) + CONVOLUTIONS_PER_HEAD * len(HEADS_IN_GRAPH_ORDER)
     if len(nodes) != expected:
-        raise ValueError(f"{path} holds {len(nodes)} convolutions, MoveNet MultiPose has {expected}: is it another model?")
+        raise ValueError(
+            f"{path} holds {len(nodes)} convolutions, MoveNet MultiPose has {expected}: is it another model?"
+        )
     for (name, conv), node in zip(body, nodes, strict=False):
         _copy(conv, name, node, constants)
     rest = nodes[len(body) :]

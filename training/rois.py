@@ -29,11 +29,16 @@ class RoiBatch:
     targets: Tensor  # (N, S, S) float32, 0 or 1
 
     def to(self, device: torch.device) -> RoiBatch:
-        return RoiBatch(**{name: getattr(self, name).to(device) for name in ("feature_from_roi", "roi_image", "roi_keypoints", "targets")})
+        return RoiBatch(
+            **{
+                name: getattr(self, name).to(device)
+                for name in ("feature_from_roi", "roi_image", "roi_keypoints", "targets")
+            }
+        )
 
 
 def oks(truth: F32, found: F32) -> F64:
-    """Object keypoint similarity of (N, 17, 3) true and (M, 17, 3) found poses, (N, M), with the extent of the true joints as scale."""
+    """Object keypoint similarity (N, M) of (N, 17, 3) true and (M, 17, 3) found poses; scale: the true joints' box."""
     result = np.zeros((len(truth), len(found)))
     for n, pose in enumerate(truth):
         present = pose[:, 2] > 0
@@ -47,7 +52,9 @@ def oks(truth: F32, found: F32) -> F64:
 
 def roi_from_poses(poses: F32, templates: F32, height: int, width: int, size: int) -> F64:
     """(N, 17, 3) poses in input px to (N, 2, 3) roi_from_input, with the whole picture where no template fits."""
-    return fit_poses(poses, templates, whole_frame_roi(height, width, size), roi_size=size).roi_from_frame.astype(np.float64)
+    return fit_poses(poses, templates, whole_frame_roi(height, width, size), roi_size=size).roi_from_frame.astype(
+        np.float64
+    )
 
 
 def build_rois(
@@ -81,14 +88,24 @@ def build_rois(
         return None
     if len(people) > max_rois:
         people = [people[i] for i in sorted(rng.choice(len(people), max_rois, replace=False))]
-    matches = [oks(scene.keypoints, poses) for scene, poses in zip(scenes, predicted, strict=True)] if predicted is not None else []
+    matches = (
+        [oks(scene.keypoints, poses) for scene, poses in zip(scenes, predicted, strict=True)]
+        if predicted is not None
+        else []
+    )
 
     poses, targets, matrices = [], [], []
     for b, n in people:
         scene = scenes[b]
         pose = scene.keypoints[n]
         similarity = matches[b][n] if predicted is not None and len(predicted[b]) else np.zeros(0)
-        if augmented and predicted is not None and len(similarity) and similarity.max() > 0.4 and rng.random() < predicted_share:
+        if (
+            augmented
+            and predicted is not None
+            and len(similarity)
+            and similarity.max() > 0.4
+            and rng.random() < predicted_share
+        ):
             pose = predicted[b][int(similarity.argmax())].copy()
         elif augmented:
             pose = jitter_pose(rng, pose)
@@ -96,7 +113,11 @@ def build_rois(
     height, width = scenes[0].labels.shape
     fitted = roi_from_poses(np.stack(poses).astype(np.float32), templates, height, width, size)
     for (b, n), roi_from_input in zip(people, fitted, strict=True):
-        matrix = compose(roi_augmentation(rng, size), roi_from_input) if augmented and rng.random() < 0.85 else roi_from_input
+        matrix = (
+            compose(roi_augmentation(rng, size), roi_from_input)
+            if augmented and rng.random() < 0.85
+            else roi_from_input
+        )
         matrices.append(matrix)
         visible = (scenes[b].labels == n + 1).astype(np.uint8) * 255
         flags = cv2.INTER_LINEAR

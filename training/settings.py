@@ -41,10 +41,21 @@ class TrainSettings:
     batch_size: int = 8  # pictures per step and process
     max_rois: int = 20  # people per step and process that the mask loss sees
     learning_rate: float = 2e-3
-    schedule: str = "cosine"  # cosine | paper (x0.1 after 33/40 of the steps) | release (x0.1, x0.01 after 15/25 and 20/25)
+    schedule: str = (
+        "cosine"  # cosine | paper (x0.1 after 33/40 of the steps) | release (x0.1, x0.01 after 15/25 and 20/25)
+    )
     lr_scale: dict[str, float] = field(
-        default_factory=lambda: {"backbone": 0.0, "top_down": 0.0, "keypoint_heads": 0.0, "mask_laterals": 1.0, "seg_module": 1.0}
+        default_factory=lambda: {
+            "backbone": 0.0,
+            "top_down": 0.0,
+            "keypoint_heads": 0.0,
+            "mask_laterals": 1.0,
+            "seg_module": 1.0,
+        }
     )  # per part of the network; 0 freezes it
+    relative_rate_parts: tuple[str, ...] = ("backbone", "top_down", "keypoint_heads")
+    # Rates of these parts are multiples of each tensor's own RMS: their norm layers were folded into the convolutions,
+    # which left tensors of 0.0005 to 37 RMS; one Adam step of a common rate would wreck the small ones.
     warmup_steps: int = 150
     weight_decay: float = 0.03
     optimiser: str = "adamw"  # adamw | adam (the paper's release: weight decay 0)
@@ -89,8 +100,10 @@ def settings_from_json(content: dict[str, Any], **overrides: Any) -> TrainSettin
         model = dict(merged["model"])
         model["seg_dilations"] = tuple(model.get("seg_dilations", ModelSettings.seg_dilations))
         merged["model"] = ModelSettings(**model)
-    merged["sources"] = tuple(s if isinstance(s, SourceSettings) else SourceSettings(**s) for s in merged.get("sources", ()))
-    for name in ("backgrounds", "canvas"):
+    merged["sources"] = tuple(
+        s if isinstance(s, SourceSettings) else SourceSettings(**s) for s in merged.get("sources", ())
+    )
+    for name in ("backgrounds", "canvas", "relative_rate_parts"):
         if name in merged:
             merged[name] = tuple(merged[name])
     return TrainSettings(**merged)

@@ -1,4 +1,6 @@
-"""The network under training behind the same `Engine` interface as an exported graph, so that validation runs the serving code path."""
+"""The network under training behind the same `Engine` interface as an exported graph, so that validation runs the
+serving code path.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Train the live network: `python -m training.train --recipe training/live.json --data DATA --output runs/NAME`.
 
-Resumes by itself from the newest checkpoint in the output folder, exactly: sample i of the run depends on the seed and on i alone.
-On several GPUs: `torchrun --nproc-per-node N -m training.train ...`. A loss that is not finite stops the run and names the batch.
+Resumes by itself from the newest checkpoint in the output folder, exactly: sample i of the run depends on the seed and
+on i alone. On several GPUs: `torchrun --nproc-per-node N -m training.train ...`. A loss that is not finite stops the
+run and names the batch.
 """
 
 from __future__ import annotations
@@ -70,8 +71,11 @@ def learning_rate_factor(settings: TrainSettings, step: int) -> float:
 
 
 def build_optimiser(network: LiveNetwork, settings: TrainSettings) -> torch.optim.Optimizer:
-    """One parameter group per part and decay; frozen parts (scale 0) lose their gradients. Norms and biases do not decay."""
-    groups = []
+    """One parameter group per part and decay; frozen parts (scale 0) lose their gradients.
+
+    Norms, biases and parts with relative rates do not decay.
+    """
+    groups: list[dict[str, Any]] = []
     for part, module in network.named_children():
         scale = settings.lr_scale[part]
         for parameter in module.parameters():
@@ -80,6 +84,11 @@ def build_optimiser(network: LiveNetwork, settings: TrainSettings) -> torch.opti
             decayed = [p for p in module.parameters() if p.ndim > 1 and p.shape[1] > 1]
             plain = [p for p in module.parameters() if not (p.ndim > 1 and p.shape[1] > 1)]
             rate = settings.learning_rate * scale
+            if part in settings.relative_rate_parts:
+                for parameter in module.parameters():
+                    own = rate * max(float(parameter.detach().square().mean().sqrt()), 1e-6)
+                    groups.append({"params": [parameter], "weight_decay": 0.0, "lr": own, "base": own})
+                continue
             groups.append({"params": decayed, "weight_decay": settings.weight_decay, "lr": rate, "base": rate})
             groups.append({"params": plain, "weight_decay": 0.0, "lr": rate, "base": rate})
     if not groups:
@@ -140,7 +149,9 @@ class Trainer(torch.nn.Module):
             for reference in self.reference:
                 with torch.no_grad():
                     theirs = reference.keypoint_maps(image)
-                incomplete = torch.tensor([not scene.complete for scene in scenes], device=image.device, dtype=torch.float32)
+                incomplete = torch.tensor(
+                    [not scene.complete for scene in scenes], device=image.device, dtype=torch.float32
+                )
                 losses["distilled"] = settings.distill_weight * distillation_loss(maps, theirs, targets, incomplete)
         rois = build_rois(
             rng,
@@ -194,14 +205,19 @@ def train(settings: TrainSettings, *, stop_after: int | None = None) -> Path:
     """Run or resume training to ``settings.steps``; returns the last checkpoint.
 
     Args:
-        settings: the run. A folder that already holds checkpoints is resumed, and must hold the same settings but for length and paths.
+        settings: the run. A folder that already holds checkpoints is resumed, and must hold the same settings but for
+            length and paths.
         stop_after: end early after this step, as an interruption would.
 
     Raises:
         NonFiniteLoss: the loss is not finite. DataError, CheckpointError: inputs cannot be read.
     """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else torch.device("cpu")
+    device = (
+        torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )
     if world > 1 and not distributed.is_initialized():
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     network = new_network(settings).to(device, memory_format=torch.channels_last)
@@ -215,7 +231,9 @@ def train(settings: TrainSettings, *, stop_after: int | None = None) -> Path:
         first_step, history = state["step"], state["history"]
     model: torch.nn.Module = Trainer(network, settings)
     if world > 1:
-        model = torch.nn.parallel.DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+        model = torch.nn.parallel.DistributedDataParallel(
+            model, device_ids=[device.index] if device.type == "cuda" else None
+        )
     scaler = torch.amp.GradScaler(enabled=settings.amp and device.type == "cuda")
 
     cv2.setNumThreads(1)  # before the data is touched: OpenCV's thread pool does not survive the fork of the workers
@@ -231,7 +249,13 @@ def train(settings: TrainSettings, *, stop_after: int | None = None) -> Path:
     )
     quiet = rank > 0
     progress = Progress(
-        TextColumn("train"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"), TimeElapsedColumn(), TimeRemainingColumn(), disable=quiet
+        TextColumn("train"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[loss]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        disable=quiet,
     )
     set_mode(network, settings)
     sums: dict[str, float] = {}
@@ -251,7 +275,10 @@ def train(settings: TrainSettings, *, stop_after: int | None = None) -> Path:
             if not torch.isfinite(total):
                 values = ", ".join(f"{name} {float(value):.3g}" for name, value in losses.items())
                 first = (step * world + rank) * settings.batch_size
-                raise NonFiniteLoss(f"step {step}: loss is not finite ({values}); samples {first} to {first + settings.batch_size - 1} of seed {settings.seed}")
+                raise NonFiniteLoss(
+                    f"step {step}: loss is not finite ({values}); "
+                    f"samples {first} to {first + settings.batch_size - 1} of seed {settings.seed}"
+                )
             optimiser.zero_grad(set_to_none=True)
             scaler.scale(total).backward()
             scaler.unscale_(optimiser)
@@ -296,25 +323,29 @@ def train(settings: TrainSettings, *, stop_after: int | None = None) -> Path:
     return checkpoint
 
 
-def _single_thread(worker: int) -> None:
+def _single_thread(_worker: int) -> None:
     torch.set_num_threads(1)
 
 
 def plot_history(history: list[dict[str, Any]], path: Path) -> None:
     """Losses and validation figures over the steps, as a PNG."""
-    import matplotlib
+    import matplotlib as mpl
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
     logged = [entry for entry in history if "validation" not in entry]
     for name in sorted({key for entry in logged for key in entry} - {"step", "pictures_per_s"}):
         points = [(entry["step"], entry[name]) for entry in logged if name in entry]
         left.plot(*zip(*points, strict=True), label=name, linewidth=1)
     validated = [entry for entry in history if "validation" in entry]
     for name in sorted({key for entry in validated for key in entry["validation"]}):
-        points = [(entry["step"], entry["validation"][name]) for entry in validated if entry["validation"].get(name) is not None]
+        points = [
+            (entry["step"], entry["validation"][name])
+            for entry in validated
+            if entry["validation"].get(name) is not None
+        ]
         right.plot(*zip(*points, strict=True), marker="o", label=name)
     for axis, title in ((left, "training loss"), (right, "held-out people")):
         axis.set(title=title, xlabel="step")
@@ -323,14 +354,18 @@ def plot_history(history: list[dict[str, Any]], path: Path) -> None:
         axis.grid(alpha=0.3)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    plt.close(figure)
 
 
 def parse_arguments(arguments: list[str] | None = None) -> TrainSettings:
-    parser = argparse.ArgumentParser(prog="python -m training.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m training.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--recipe", type=Path, required=True, help="JSON file of settings, such as training/live.json")
     parser.add_argument("--data", type=Path, required=True, help="folder the recipe's sources are relative to")
-    parser.add_argument("--output", type=Path, required=True, help="folder for checkpoints and plots; resumed if it holds some")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder for checkpoints and plots; resumed if it holds some"
+    )
     parser.add_argument("--init-movenet", type=Path, help="ONNX file of MoveNet MultiPose Lightning to start from")
     parser.add_argument("--init-checkpoint", type=Path, help="checkpoint folder to start from")
     for name, kind in (("steps", int), ("batch-size", int), ("workers", int), ("seed", int), ("learning-rate", float)):

@@ -1,4 +1,5 @@
-"""Affine-Align as the PyTorch operator ``pose2seg::affine_align``: one node in traced and exported graphs, differentiable.
+"""Affine-Align as the PyTorch operator ``pose2seg::affine_align``: one node in traced and exported graphs,
+differentiable.
 
 The implementation groups people by image, so that a feature map is never copied per person: one `grid_sample` per image
 over the stacked sampling grids of its people. Gradients flow to the features; poses are constants of the loss.
