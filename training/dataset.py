@@ -194,7 +194,7 @@ def random_view(rng: Generator, photo: Photo, height: int, width: int) -> tuple[
 
 
 def photo_scene(rng: Generator, folder: CocoFolder, photo: Photo, backdrop: U8, *, complete: bool) -> Scene:
-    """A random view of a photograph and its people with keypoints, of ``backdrop``'s size; it shows beyond the border."""
+    """A random view of a photograph and its people with keypoints, with ``backdrop`` beyond its border."""
     height, width = backdrop.shape[:2]
     matrix, mirrored = random_view(rng, photo, height, width)
     flags = cv2.INTER_AREA if abs(np.linalg.det(matrix[:, :2])) < 0.3 else cv2.INTER_LINEAR

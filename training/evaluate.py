@@ -427,9 +427,9 @@ def validate(network: Any, settings: Any) -> dict[str, float | None]:
 
 def report(figures: Mapping[str, Any]) -> str:
     """The figures as lines for people."""
+    masked = f"{figures['people_with_mask']} with keypoints and mask"
     lines = [
-        f"{figures['images']} images, {figures['people_with_keypoints']} people with keypoints, "
-        + f"{figures['people_with_mask']} with keypoints and mask",
+        f"{figures['images']} images, {figures['people_with_keypoints']} people with keypoints, {masked}",
         "  ".join(f"{name} {figures[name]}" for name in ("poses", "masks", "score", "long_side")),
     ]
     for kind in ("keypoints", "mask"):

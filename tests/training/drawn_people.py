@@ -1,4 +1,4 @@
-"""A tiny COCO-format data set that tests draw themselves: people made of limbs, whose masks and joints are known exactly."""
+"""A tiny COCO-format data set that tests draw themselves: people made of limbs, whose masks and joints are known."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def test_a_zip_and_a_folder_hold_the_same_pictures(tmp_path: Path) -> None:
 def test_a_file_that_is_not_coco_is_named(tmp_path: Path, content: str, said: str) -> None:
     path = tmp_path / "broken.json"
     path.write_text(content)
-    with pytest.raises(DataError, match="broken.json") as caught:
+    with pytest.raises(DataError, match=r"broken\.json") as caught:
         CocoFolder(path, tmp_path)
     assert said in str(caught.value)
 

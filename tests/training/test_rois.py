@@ -140,7 +140,7 @@ def test_a_person_the_network_found_is_learned_from_the_found_pose() -> None:
     found = where.keypoints[:1].copy()
     found[0, :, :2] += 1.5
     found[0, 9:11] = 0
-    batch = [np.concatenate((found, found + (400, 0, 0))).astype(np.float32)]
+    batch = [np.concatenate((found, found + np.float32([400, 0, 0]))).astype(np.float32)]
     rois = build_rois(np.random.default_rng(0), [where], batch, TEMPLATES, size=SIZE, max_rois=9, predicted_share=1.0)
     assert rois is not None
     assert not rois.roi_keypoints[0, 9:11].any()
