@@ -4,7 +4,7 @@ Convention
     * Integer coordinates are pixel centres: the first pixel of an image is centred at (0, 0), its edges lie at -0.5
       and 0.5.
     * Points are (x, y), sizes are (height, width), boxes are (x0, y0, x1, y1).
-    * A matrix is named ``target_from_source`` and acts on column vectors, ``p_target = target_from_source @ [x, y, 1]``.
+    * A matrix is named ``target_from_source`` and acts on columns: ``p_target = target_from_source @ [x, y, 1]``.
       Names then read off: ``roi_from_feature @ feature_from_frame = roi_from_frame``.
     * Scaling an image by ``s`` the way OpenCV does (half-pixel rule) is ``x' = s x + (s - 1) / 2``, see
       `half_pixel_scale`.
