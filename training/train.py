@@ -98,7 +98,10 @@ def build_optimiser(network: LiveNetwork, settings: TrainSettings) -> torch.opti
 
 
 def found_poses(maps: dict[str, Tensor], parameters: DecodeParameters) -> list[F32]:
-    """Poses the network itself finds in each picture of the batch, (M, 17, 3) with v in {0, 2}."""
+    """Poses the network itself finds in each picture of the batch, (M, 17, 3) with v in {0, 2}; none in broken maps."""
+    read = ("centre", "heatmaps", "regression", "offsets")
+    if not all(bool(torch.isfinite(maps[name]).all()) for name in read):  # the loss will say so, with the samples
+        return [np.zeros((0, 17, 3), np.float32)] * len(maps["centre"])
     with torch.no_grad():
         scores, keypoints, candidates = (t.float().cpu().numpy() for t in people_candidates(maps))
     poses = []
@@ -166,8 +169,11 @@ class Trainer(torch.nn.Module):
             rois = rois.to(image.device)
             logits = self.network.segment(maps["features"], rois.feature_from_roi, rois.roi_image, rois.roi_keypoints)
             losses["mask"] = settings.mask_loss_weight * mask_loss(logits.float(), rois.targets)
-        else:  # keeps every parameter in the graph of a distributed step
+        else:
             losses["mask"] = 0.0 * maps["features"].sum()
+            if distributed.is_initialized():  # replicas exchange the gradient of every parameter, or all of them wait
+                unused = torch.cat([p.flatten() for p in self.network.seg_module.parameters() if p.requires_grad])
+                losses["mask"] = losses["mask"] + 0.0 * unused.sum()
         return losses
 
 
@@ -218,23 +224,26 @@ def train(settings: TrainSettings, *, stop_after: int | None = None) -> Path:
         if torch.cuda.is_available()
         else torch.device("cpu")
     )
-    if world > 1 and not distributed.is_initialized():
+    own_group = world > 1 and not distributed.is_initialized()
+    if own_group:
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     network = new_network(settings).to(device, memory_format=torch.channels_last)
     average = copy.deepcopy(network).eval().requires_grad_(False)
     optimiser = build_optimiser(network, settings)
     history: list[dict[str, Any]] = []
     first_step = 0
+    scaler = torch.amp.GradScaler(enabled=settings.amp and device.type == "cuda")
     newest = latest_checkpoint(settings.output)
     if newest is not None:
         state = restore(newest, network=network, ema=average, optimiser=optimiser)
         first_step, history = state["step"], state["history"]
+        if scaler.is_enabled() and state.get("scaler"):
+            scaler.load_state_dict(state["scaler"])
     model: torch.nn.Module = Trainer(network, settings)
     if world > 1:
         model = torch.nn.parallel.DistributedDataParallel(
             model, device_ids=[device.index] if device.type == "cuda" else None
         )
-    scaler = torch.amp.GradScaler(enabled=settings.amp and device.type == "cuda")
 
     cv2.setNumThreads(1)  # before the data is touched: OpenCV's thread pool does not survive the fork of the workers
     dataset = SceneDataset(settings)
@@ -259,8 +268,7 @@ def train(settings: TrainSettings, *, stop_after: int | None = None) -> Path:
     )
     set_mode(network, settings)
     sums: dict[str, float] = {}
-    started, pictures = time.monotonic(), 0
-    checkpoint = newest
+    started, pictures, summed = time.monotonic(), 0, 0
     with progress:
         task = progress.add_task("train", total=settings.steps, completed=first_step, loss="")
         for step, scenes in enumerate(loader, start=first_step):
@@ -272,29 +280,31 @@ def train(settings: TrainSettings, *, stop_after: int | None = None) -> Path:
             with torch.autocast(device.type, enabled=scaler.is_enabled()):
                 losses = model(image, scenes, rng)
             total = torch.stack(list(losses.values())).sum()
+            values = ", ".join(f"{name} {float(value.detach()):.3g}" for name, value in losses.items())
+            first = (step * world + rank) * settings.batch_size
+            samples = f"({values}); samples {first} to {first + settings.batch_size - 1} of seed {settings.seed}"
             if not torch.isfinite(total):
-                values = ", ".join(f"{name} {float(value):.3g}" for name, value in losses.items())
-                first = (step * world + rank) * settings.batch_size
-                raise NonFiniteLoss(
-                    f"step {step}: loss is not finite ({values}); "
-                    f"samples {first} to {first + settings.batch_size - 1} of seed {settings.seed}"
-                )
+                raise NonFiniteLoss(f"step {step}: loss is not finite {samples}")
             optimiser.zero_grad(set_to_none=True)
             scaler.scale(total).backward()
             scaler.unscale_(optimiser)
-            torch.nn.utils.clip_grad_norm_([p for p in network.parameters() if p.requires_grad], settings.gradient_clip)
+            learning = [p for p in network.parameters() if p.requires_grad]
+            norm = torch.nn.utils.clip_grad_norm_(learning, settings.gradient_clip)
+            if not scaler.is_enabled() and not torch.isfinite(norm):  # before it reaches a checkpoint
+                raise NonFiniteLoss(f"step {step}: gradient is not finite {samples}")
             scaler.step(optimiser)
             scaler.update()
             update_average(average, network, settings.ema, step)
             done = step + 1
             pictures += settings.batch_size * world
+            summed += 1
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + float(value.detach())
             if done % settings.log_every == 0 or done == settings.steps:
-                entry = {"step": done, **{name: round(value / settings.log_every, 5) for name, value in sums.items()}}
+                entry = {"step": done, **{name: round(value / summed, 5) for name, value in sums.items()}}
                 entry["pictures_per_s"] = round(pictures / (time.monotonic() - started), 2)
                 history.append(entry)
-                sums = {}
+                sums, summed = {}, 0
                 text = " ".join(f"{name}={value}" for name, value in entry.items() if name != "step")
                 progress.update(task, completed=done, loss=text)
                 if not quiet and not progress.console.is_terminal:
@@ -307,17 +317,22 @@ def train(settings: TrainSettings, *, stop_after: int | None = None) -> Path:
                 print(json.dumps(entry), flush=True)
             stopping = stop_after is not None and done >= stop_after
             if rank == 0 and (done % settings.checkpoint_every == 0 or done == settings.steps or stopping):
-                checkpoint = save_checkpoint(
+                save_checkpoint(
                     settings.output,
                     step=done,
                     network=network,
                     ema=average,
                     optimiser=optimiser,
-                    state={"settings": settings.to_json(), "history": history},
+                    state={"settings": settings.to_json(), "history": history, "scaler": scaler.state_dict()},
                 )
                 plot_history(history, settings.output / "history.png")
             if stopping:
                 break
+    if world > 1:
+        distributed.barrier()  # until the first process has written the last checkpoint
+    if own_group:
+        distributed.destroy_process_group()
+    checkpoint = latest_checkpoint(settings.output)
     if checkpoint is None:
         raise CheckpointError(f"{settings.output} holds no checkpoint and no step was run")
     return checkpoint
@@ -380,7 +395,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         settings = parse_arguments(arguments)
         path = train(settings)
-    except (DataError, CheckpointError, NonFiniteLoss, ValueError, FileNotFoundError, json.JSONDecodeError) as error:
+    except (DataError, CheckpointError, NonFiniteLoss, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"finished: {path}")

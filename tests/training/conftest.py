@@ -1,4 +1,4 @@
-"""Training needs the extra `train`; without torch none of these tests can run. The drawn data are made once per session."""
+"""Training needs the extra `train`: without torch none of these tests can run. The drawn data are made once."""
 
 from __future__ import annotations
 
