@@ -248,7 +248,7 @@ def compose_scene(rng: Generator, library: CutoutLibrary, height: int, width: in
     image = library.background(rng, height, width).astype(np.float32)
     labels = np.zeros((height, width), np.uint8)
     count = 1 + int(rng.choice(len(PEOPLE_SHARE), p=PEOPLE_SHARE))
-    low, high = (0.3, 1.6) if count < 3 else (0.22, 1.1)
+    low, high = (0.2, 1.6) if count < 3 else (0.14, 1.0)
     scene_height = height * np.exp(rng.uniform(np.log(low), np.log(high)))
     placements: list[_Placement] = []
     for _ in range(count):
