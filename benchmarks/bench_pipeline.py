@@ -2,10 +2,10 @@
 
     python -m benchmarks.bench_pipeline VIDEO [VIDEO ...] [--long-side 384 512] [--repeat 3] [--save]
 
-Every combination of clip and long side is run ``--repeat`` times, in turns (A B A B), with a real overlay video and real
-JSON lines on disk. Latency is decode to sink of one frame while the stages work at full speed, so it holds the waiting
-in the queues. The median run is reported with the service time of every stage; the baseline beside each total is
-decoding and encoding the same clip without any network, the floor of what a clip can cost.
+Every combination of clip and long side is run ``--repeat`` times, in turns (A B A B), with a real overlay video and
+real JSON lines on disk. Latency is decode to sink of one frame while the stages work at full speed, so it holds the
+waiting in the queues. The median run is reported with the service time of every stage; the baseline beside each total
+is decoding and encoding the same clip without any network, the floor of what a clip can cost.
 """
 
 from __future__ import annotations
