@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 
 from engines import Engine
-from kernels.coordinates import F32, compose, invert, transform_points
+from kernels.coordinates import F32
+from kernels.roi_inputs import segment_feeds
 from pipeline.messages import AlignedRois, InstanceMasks
 
 JOINT_SEEN = 2.0  # the network's mark of a joint that is there and visible (COCO's v)
@@ -33,20 +34,14 @@ class SegmentStage:
         if not count or poses.features is None:
             empty = np.zeros((0, self._roi_size, self._roi_size), np.float32)
             return InstanceMasks(rois=bare, probabilities=empty, scores=np.zeros(0, np.float32))
-        feature_from_frame = compose(self._feature_from_input, poses.letterbox.input_from_frame)
-        feature_from_roi = compose(feature_from_frame, invert(rois.roi_from_frame))
-        roi_keypoints = np.zeros_like(poses.keypoints)
-        roi_keypoints[:, :, :2] = transform_points(rois.roi_from_frame, poses.keypoints[:, :, :2])
-        roi_keypoints[:, :, 2] = JOINT_SEEN
-        roi_keypoints[~rois.joint_visible] = 0.0
-        outputs = self._engine.run(
-            {
-                "features": poses.features,
-                "feature_from_roi": feature_from_roi.astype(np.float32),
-                "roi_image": np.zeros(count, np.int32),
-                "roi_keypoints": roi_keypoints,
-            }
+        feeds = segment_feeds(
+            poses.keypoints,
+            np.where(rois.joint_visible, JOINT_SEEN, 0.0),
+            rois.roi_from_frame,
+            poses.letterbox.input_from_frame,
+            self._feature_from_input,
         )
+        outputs = self._engine.run({"features": poses.features, **feeds})
         return InstanceMasks(rois=bare, probabilities=outputs["probabilities"], scores=outputs["scores"])
 
     def close(self) -> None:
