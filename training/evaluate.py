@@ -33,7 +33,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from rich.progress import track
 
-from engines import Engine, EngineError, default_artifact, load_artifact, open_graph
+from engines import ArtifactError, Engine, EngineError, default_artifact, load_artifact, open_graph
 from kernels.coordinates import F32, U8
 from kernels.letterbox import Letterbox, letterbox, plan_letterbox
 from kernels.mask_paste import encode_rle, paste_masks
@@ -46,6 +46,7 @@ from training.dataset import CocoFolder, DataError, Photo, decode_mask, is_held_
 EVALUATED_PERSON_SCORE = 0.02  # weaker people change AP by less than their noise, and cost time
 SCORES = ("one", "pose", "mask", "pose*mask")
 WORST_CASES = 16
+MEDIUM_AREA_PX = (32**2, 96**2)  # COCO's medium people; larger ones are large
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,6 +74,10 @@ class FoundPeople:
 def open_model(folder: Path, *, engine: str = "auto", threads: int | None = None) -> tuple[Model, int]:
     """An artifact folder's graphs, and the long side it was measured at."""
     artifact = load_artifact(folder)
+    try:
+        decode = DecodeParameters(**artifact.decode)
+    except (TypeError, ValueError) as error:
+        raise ArtifactError(f"{folder}: decode parameters are not those of this version: {error}") from error
     model = Model(
         keypoints=open_graph(artifact, "keypoints", engine=engine, threads=threads),
         segment=open_graph(artifact, "segment", engine=engine, threads=threads),
@@ -80,7 +85,7 @@ def open_model(folder: Path, *, engine: str = "auto", threads: int | None = None
         feature_from_input=artifact.feature_from_input,
         roi_size=artifact.roi_size,
         joint_threshold=artifact.joint_threshold,
-        decode=DecodeParameters(**artifact.decode),
+        decode=decode,
     )
     return model, artifact.long_side
 
@@ -161,6 +166,8 @@ def poses_from_file(path: Path, joint_threshold: float) -> dict[int, FoundPeople
     """
     try:
         results = json.loads(path.read_text())
+        if not isinstance(results, list):
+            raise TypeError(f"it holds a {type(results).__name__}")
         by_image: dict[int, list[tuple[Any, float]]] = {}
         for entry in results:
             by_image.setdefault(int(entry["image_id"]), []).append(
@@ -226,8 +233,16 @@ def _coco(content: dict[str, Any]) -> COCO:
 def average_precision(truth: COCO, results: list[dict[str, Any]], kind: str) -> dict[str, float | None]:
     """COCO summary of `keypoints` or `segm` results; None where the truth has nobody of that size."""
     names = ("AP", "AP50", "AP75", "AP_medium", "AP_large", "AR")
-    if not results:
-        return dict.fromkeys(names, 0.0 if truth.anns else None)
+    if not results:  # COCOeval cannot read an empty list
+        counted = [
+            a["area"] for a in truth.anns.values() if not a["iscrowd"] and (kind != "keypoints" or a["num_keypoints"])
+        ]
+        low, high = MEDIUM_AREA_PX
+        some = {
+            "AP_medium": any(low <= area <= high for area in counted),
+            "AP_large": any(area >= high for area in counted),
+        }
+        return {name: (0.0 if some.get(name, bool(counted)) else None) for name in names}
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(truth, truth.loadRes(results), kind)
         evaluation.evaluate()
@@ -359,7 +374,11 @@ def worst_cases(
     while len(tiles) % 4:
         tiles.append(np.zeros_like(tiles[0]))
     sheet = np.concatenate([np.concatenate(tiles[i : i + 4], axis=1) for i in range(0, len(tiles), 4)])
-    if not cv2.imwrite(str(path), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR)):
+    try:
+        written = cv2.imwrite(str(path), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
+    except cv2.error:  # a suffix that OpenCV does not know
+        written = False
+    if not written:
         raise DataError(f"cannot write {path}: expected a writable .png path")
 
 
