@@ -177,7 +177,13 @@ def _commit() -> str:
 def _command() -> str:
     module = getattr(sys.modules.get("__main__"), "__spec__", None)
     script = f"-m {module.name}" if module else Path(sys.argv[0]).name
-    return " ".join(["python", script, *sys.argv[1:]])
+    return " ".join(["python", script, *(_without_folder(argument) for argument in sys.argv[1:])])
+
+
+def _without_folder(argument: str) -> str:
+    """An argument whose absolute path, if it is one, has lost the folders that only one machine knows."""
+    name, equals, value = argument.rpartition("=")
+    return f"{name}{equals}{Path(value).name}" if Path(value).is_absolute() else argument
 
 
 def report(

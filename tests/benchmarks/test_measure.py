@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
 
 from benchmarks import bench_kernels
-from benchmarks.measure import MIN_SAMPLE_S, Row, device, measure, report, summarise
+from benchmarks.measure import MIN_SAMPLE_S, Row, device, environment, measure, report, summarise
 
 
 def test_summary_of_known_samples() -> None:
@@ -61,3 +62,10 @@ def test_a_wrong_kernel_is_noticed() -> None:
     )
     with pytest.raises(AssertionError):
         case.agree(spoiled, slow)
+
+
+def test_the_recorded_command_names_files_without_the_machines_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        sys, "argv", ["bench", "/somewhere/clip.mp4", "--poses", "other=/else/where/p.json", "--repeat", "3"]
+    )
+    assert environment()["command"].split()[2:] == ["clip.mp4", "--poses", "other=p.json", "--repeat", "3"]
