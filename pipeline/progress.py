@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.messages import FrameResult
 from pipeline.metrics import StageStats
@@ -174,8 +175,11 @@ def summary_table(name: str, totals: RunTotals) -> Table:
     dropped = f", {totals.dropped} dropped" if totals.dropped else ""
     lost = f", {totals.lost} lost" if totals.lost else ""
     table = Table(
-        title=f"{name}: {totals.frames} frames{dropped}{lost}, {totals.people_mean:.2f} people per frame, "
-        f"{totals.fps:.1f} FPS",
+        # Text, because a file name may hold what Rich takes for markup
+        title=Text(
+            f"{name}\n{totals.frames} frames{dropped}{lost}, {totals.people_mean:.2f} people per frame, "
+            f"{totals.fps:.1f} FPS"
+        ),
         caption=f"{totals.seconds:.1f} s in all, the first result after {totals.startup_s:.1f} s; "
         "stages run at the same time, so their shares add up to more than 100 %",
         title_justify="left",

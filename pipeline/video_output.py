@@ -7,6 +7,7 @@ rates stay variable.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -56,6 +57,7 @@ class VideoSink:
         self._last_pts = -1
         self._last_step = 1
         self._keyframe_pts = 0
+        self._broken = False
 
     def check(self) -> None:
         check_output(self._path, overwrite=self._overwrite)
@@ -71,6 +73,7 @@ class VideoSink:
             frame.time_base = self._time_base
             self._encode(frame)
         except (av.FFmpegError, OSError) as error:
+            self._broken = True
             if isinstance(error, SinkError):
                 raise
             raise self._error(error) from error
@@ -78,18 +81,21 @@ class VideoSink:
     def close(self) -> None:
         if self._container is None:
             return
-        container, self._container = self._container, None
+        container = self._container
         failure: Exception | None = None
-        try:
-            if self._stream is not None and self._last_pts >= 0:
-                container.mux(self._stream.encode(None))
-        except (av.FFmpegError, OSError) as error:
-            failure = error
+        # After a failed write nothing more may be handed to the muxer: FFmpeg crashes on a second packet when the
+        # header did not fit on the disk. What the encoder still holds could not be written anyway.
+        if self._stream is not None and not self._broken:
+            try:
+                self._mux(self._stream.encode(None))
+            except (av.FFmpegError, OSError) as error:
+                failure = error
+        self._container = None
         try:
             container.close()
         except (av.FFmpegError, OSError) as error:
             failure = failure or error
-        if failure is not None:
+        if failure is not None and not self._broken:  # else it was told when it happened
             raise self._error(failure) from failure
 
     def _open(self, result: FrameResult) -> None:
@@ -114,13 +120,22 @@ class VideoSink:
         self._stream = stream
 
     def _encode(self, frame: av.VideoFrame) -> None:
-        if self._container is None or self._stream is None:
+        if self._stream is None:
             raise RuntimeError("the video is not open")
         frame.pict_type = av.video.frame.PictureType.NONE
         if float((int(frame.pts or 0) - self._keyframe_pts) * self._time_base) >= KEYFRAME_EVERY_S:
             frame.pict_type = av.video.frame.PictureType.I
             self._keyframe_pts = int(frame.pts or 0)
-        self._container.mux(self._stream.encode(frame))
+        self._mux(self._stream.encode(frame))
+
+    def _mux(self, packets: Sequence[av.Packet[VideoStream]]) -> None:
+        if self._container is None:
+            raise RuntimeError("the video is not open")
+        for packet in packets:
+            packet.duration = (
+                self._last_step
+            )  # counts for the very last frame only: the others end where the next begins
+        self._container.mux(packets)
 
     def _output_pts(self, result: FrameResult) -> int:
         """Time in the output: from 0, always rising; a new clip follows the one before."""

@@ -1,5 +1,8 @@
-"""Videos made on the spot. Every frame carries its own number as blocks that survive compression, so a test can prove
-which frames arrived, and a magenta "person" for the fake networks."""
+"""Videos made on the spot.
+
+Every frame carries its own number as blocks that survive compression, so a test can prove which frames arrived, and a
+magenta "person" for the fake networks.
+"""
 
 from __future__ import annotations
 

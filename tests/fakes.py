@@ -1,8 +1,8 @@
 """Stand-ins that implement our protocols: networks that see magenta, sources that are lists, sinks that collect.
 
-The fake keypoint network finds magenta blobs in its input and reports a standing person in each; its one feature channel
-is "how magenta". The fake segment network looks at that channel through the windows it is given. So a mask that comes out
-of the whole pipeline on the blob proves every matrix on the way, without any training.
+The fake keypoint network finds magenta blobs in its input and reports a standing person in each; its one feature
+channel is "how magenta". The fake segment network looks at that channel through the windows it is given. So a mask that
+comes out of the whole pipeline on the blob proves every matrix on the way, without any training.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A model folder of real ONNX graphs that see one magenta person: what the commands are tested with, without training."""
+"""A model folder of real ONNX graphs that see one magenta person: commands are tested with it, without training."""
 
 from __future__ import annotations
 

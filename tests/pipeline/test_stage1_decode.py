@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import threading
@@ -304,10 +305,8 @@ class OneFileServer:
                 if outer.say_length:
                     self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
-                try:
+                with contextlib.suppress(OSError):  # the reader has seen enough
                     self.wfile.write(data)
-                except OSError:
-                    pass  # the reader has seen enough
 
             def log_message(self, *arguments) -> None:
                 pass
@@ -328,7 +327,7 @@ class OneFileServer:
 
 @pytest.mark.parametrize(("name", "say_length", "kind"), [("a.ts", False, StreamSource), ("a.mp4", True, FileSource)])
 def test_a_video_over_http(tmp_path, name, say_length, kind) -> None:
-    """A file of known length is a file, frames wait; without a length it is taken for a live stream. Both come whole."""
+    """A file of known length is a file, frames wait; without a length it counts as live. Both come whole."""
     data = write_video(tmp_path / name, 12).read_bytes()
     with OneFileServer(data, say_length=say_length) as address:
         source = open_source(address, timeout_s=5)
@@ -345,7 +344,7 @@ def test_camera_class_reads_until_told_to_stop(monkeypatch) -> None:
             self.released = False
             self.left = 5
 
-        def isOpened(self) -> bool:
+        def isOpened(self) -> bool:  # noqa: N802  OpenCV's name
             return True
 
         def read(self):

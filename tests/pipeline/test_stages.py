@@ -1,4 +1,4 @@
-"""The stages between decoding and composing, alone and together: every matrix on the way is proven by the fake networks."""
+"""The stages between decoding and composing: every matrix on the way is proven by the fake networks."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_decode_parameters_come_from_the_manifest() -> None:
     assert decode_parameters(fake_model().artifact) == DecodeParameters()
     model = fake_model(decode={"spread": 0.3, "max_oks": 0.6})
     assert decode_parameters(model.artifact) == DecodeParameters(spread=0.3, max_oks=0.6)
-    with pytest.raises(ArtifactError, match="expected decode parameters among .*spread.* got beam"):
+    with pytest.raises(ArtifactError, match=r"expected decode parameters among .*spread.* got beam"):
         decode_parameters(fake_model(decode={"beam": 1.0}).artifact)
     with pytest.raises(ArtifactError, match="spread must be greater than 0"):
         decode_parameters(fake_model(decode={"spread": 0.0}).artifact)

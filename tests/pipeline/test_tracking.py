@@ -112,8 +112,8 @@ def test_ids_differ_within_a_frame_and_are_never_used_twice(frames) -> None:
 def test_similarity_by_hand() -> None:
     points = STANDING.astype(np.float64) * (50, 160)
     assert pose_similarity(points, ALL, points, ALL) == pytest.approx(1.0)
-    assert pose_similarity(points, ALL, points + (1000, 0), ALL) == pytest.approx(0.0, abs=1e-6)
-    near = pose_similarity(points, ALL, points + (5, 0), ALL)
-    far = pose_similarity(points, ALL, points + (25, 0), ALL)
+    assert pose_similarity(points, ALL, points + np.array((1000, 0)), ALL) == pytest.approx(0.0, abs=1e-6)
+    near = pose_similarity(points, ALL, points + np.array((5, 0)), ALL)
+    far = pose_similarity(points, ALL, points + np.array((25, 0)), ALL)
     assert 0 < far < near < 1
     assert pose_similarity(points, ALL, points, np.zeros(17, np.bool_)) <= 0.5  # boxes alone
