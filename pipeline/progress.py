@@ -7,7 +7,8 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -94,25 +95,24 @@ class RunCounter:
 
 
 class TerminalProgress:
-    """A live bar: frames, FPS, people, stage times, time left."""
+    """Two live lines: frames, FPS, people, time left; and the time that each stage takes."""
 
     def __init__(self, console: Console, counter: RunCounter, total: int | None) -> None:
         self._counter = counter
         self._next = 0.0
         self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TextColumn("{task.fields[fps]:5.1f} FPS"),
             TextColumn("{task.fields[people]} people"),
-            TextColumn("[dim]{task.fields[stages]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=console,
-            transient=True,
         )
-        self._task = self._bar.add_task("frames", total=total, fps=0.0, people=0, stages="")
-        self._bar.start()
+        self._task = self._bar.add_task("frames", total=total, fps=0.0, people=0)
+        self._stages = Text("", style="dim", no_wrap=True)
+        self._live = Live(Group(self._bar, self._stages), console=console, transient=True)
+        self._live.start()
 
     def update(self) -> None:
         """Show the newest figures, a few times a second at most."""
@@ -120,18 +120,18 @@ class TerminalProgress:
         if now < self._next:
             return
         self._next = now + BAR_REFRESH_S
-        stages = " ".join(f"{stage.name} {stage.p50_ms:.0f}" for stage in self._counter.totals().stages)
         self._bar.update(
             self._task,
             completed=self._counter.frames,
             fps=self._counter.recent_fps,
             people=self._counter.people_now,
-            stages=stages + " ms",
         )
+        stages = [f"{stage.name} {stage.p50_ms:.0f}" for stage in self._counter.totals().stages]
+        self._stages.plain = "ms per frame: " + "  ".join(stages)
 
     def close(self) -> None:
         """Take the bar away."""
-        self._bar.stop()
+        self._live.stop()
 
 
 class PlainProgress:

@@ -23,7 +23,7 @@ from pipeline.messages import FrameResult
 from pipeline.stage6_sinks import check_output, create_output, sink_error
 
 KEYFRAME_EVERY_S = 1.0  # also the length of a fragment: what a crash may cost
-_MOVFLAGS = "hybrid_fragmented+frag_keyframe+delay_moov"
+_MOVFLAGS = "hybrid_fragmented+frag_keyframe"
 _MIN_TIME_BASE = Fraction(1, 1_000_000)
 _BT709 = 1  # the same number for primaries, transfer and matrix in H.264
 _LIMITED_RANGE = 1
@@ -113,6 +113,7 @@ class VideoSink:
         context = stream.codec_context
         context.time_base = self._time_base
         context.gop_size = 250
+        context.max_b_frames = 0  # reordered frames would make a fragmented file start late, and wait in the encoder
         context.color_primaries = context.color_trc = context.colorspace = _BT709
         context.color_range = _LIMITED_RANGE
         if self._threads is not None:

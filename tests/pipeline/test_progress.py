@@ -60,10 +60,11 @@ def test_the_terminal_bar(run) -> None:
     out = io.StringIO()
     bar = TerminalProgress(Console(file=out, force_terminal=True, width=160), counter, 40)
     bar.update()
-    bar._bar.refresh()
+    bar._live.refresh()
     bar.close()
     assert "20/40" in out.getvalue()
     assert "FPS" in out.getvalue()
+    assert "ms per frame: decode" in out.getvalue()
 
 
 def test_before_the_first_frame() -> None:
