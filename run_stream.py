@@ -31,8 +31,12 @@ class StopRequest:
     def __init__(self) -> None:
         self.count = 0
         self._pipeline: Pipeline | None = None
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_signal)
+        self._before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore(self) -> None:
+        """Give the signals back to whoever had them."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def attach(self, pipeline: Pipeline) -> None:
         """Stop this pipeline from now on; at once if the signal came while it was being built."""
@@ -73,7 +77,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = parse_settings(arguments)
         set_up_logging(errors, debug=settings.debug)
-        return run(settings, errors)
+        stop = StopRequest()
+        try:
+            return run(settings, errors, stop)
+        finally:
+            stop.restore()
     except KeyboardInterrupt:
         return EXIT_OK
     except Exception as error:
@@ -85,12 +93,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return exit_code_of(error)
 
 
-def run(settings: Settings, errors: Console) -> int:
+def run(settings: Settings, errors: Console, stop: StopRequest) -> int:
     """Build the pipeline, follow it to its end, print the table. Raises what ended it early."""
-    stop = StopRequest()
     log.debug("settings %s", settings.describe())
+    window = ResultWindow(f"pose2seg {redact(settings.source)}") if settings.show else None
     pipeline = build(settings)
-    window = ResultWindow(f"pose2seg {pipeline.source.name}") if settings.show else None
     stop.attach(pipeline)
     counter = RunCounter(pipeline)
     total = expected_frames(settings, pipeline)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TypeVar
@@ -13,8 +14,8 @@ from pipeline.contact_sheet import ContactSheetSink
 from pipeline.errors import SettingsError
 from pipeline.protocols import Sink, Source
 from pipeline.runtime import STAGE_JOIN_S, Pipeline
-from pipeline.settings import Settings
-from pipeline.stage1_decode import open_source
+from pipeline.settings import Settings, flag_of
+from pipeline.stage1_decode import find_files, is_stream, open_source
 from pipeline.stage2_keypoints import KeypointStage
 from pipeline.stage3_affine import AffineStage
 from pipeline.stage4_segment import SegmentStage
@@ -73,9 +74,12 @@ def build(settings: Settings, *, model: Model | None = None, source: Source | No
     sinks = make_sinks(settings, image_ids)
     for sink in sinks:
         sink.check()
+    given = source is not None
     if source is None:
         source = open_source(settings.source, timeout_s=settings.timeout_s, image_fps=settings.image_fps)
     try:
+        if not given:
+            refuse_to_replace_inputs(settings)
         if settings.coco is not None and not source.still_images:
             raise SettingsError(f"--coco writes results of images, {source.name} is a video: use --json")
         if model is None:
@@ -94,6 +98,22 @@ def build(settings: Settings, *, model: Model | None = None, source: Source | No
     except BaseException:
         source.close()
         raise
+
+
+def refuse_to_replace_inputs(settings: Settings) -> None:
+    """An output must not be one of the files that are read: --overwrite would destroy it while it is decoded.
+
+    Raises:
+        SettingsError: it is.
+    """
+    inputs = [] if is_stream(settings.source) else find_files(settings.source)
+    if settings.coco_images is not None:
+        inputs.append(str(settings.coco_images))
+    real_inputs = {os.path.realpath(name) for name in inputs}
+    for name in ("output", "json", "coco", "sheet"):
+        path = getattr(settings, name)
+        if path is not None and os.path.realpath(path) in real_inputs:
+            raise SettingsError(f"{flag_of(name)} {path} is also read by this run: choose another name")
 
 
 def model_stages(settings: Settings, model: Model) -> tuple[KeypointStage, AffineStage, SegmentStage]:

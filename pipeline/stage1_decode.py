@@ -55,11 +55,16 @@ def open_source(source: str, *, timeout_s: float = 10.0, image_fps: float = 2.0)
             if video.endless
             else FileSource([source], video, timeout_s=timeout_s, image_fps=image_fps)
         )
-    if source.isdecimal() and not os.path.exists(source):
+    if is_stream(source):
         return CameraSource(int(source))
     files = find_files(source)
     first = None if _is_image(files[0]) else _open_first(files, timeout_s)
     return FileSource(files, first, timeout_s=timeout_s, image_fps=image_fps)
+
+
+def is_stream(source: str) -> bool:
+    """Whether a SOURCE argument means an address or a camera, not files."""
+    return "://" in source or (source.isdecimal() and not os.path.exists(source))
 
 
 def find_files(source: str) -> list[str]:

@@ -56,6 +56,21 @@ def test_a_source_is_closed_when_the_model_fails(tmp_path) -> None:
     assert source.closed == 1
 
 
+@pytest.mark.parametrize("link", [False, True])
+def test_no_output_replaces_an_input(tmp_path, link) -> None:
+    video = write_video(tmp_path / "a.mp4", 2)
+    output = video
+    if link:
+        output = tmp_path / "other.mp4"
+        output.symlink_to(video)
+    before = video.read_bytes()
+    with pytest.raises(SettingsError, match="is also read by this run"):
+        build(Settings(source=str(video), output=output, overwrite=True), model=fake_model())
+    with pytest.raises(SettingsError, match="is also read by this run"):
+        build(Settings(source=str(tmp_path), output=output, overwrite=True), model=fake_model())
+    assert video.read_bytes() == before
+
+
 def test_coco_results_are_for_images(tmp_path) -> None:
     video = write_video(tmp_path / "a.mp4", 2)
     with pytest.raises(SettingsError, match="--coco writes results of images"):
