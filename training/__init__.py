@@ -3,6 +3,7 @@
     dataset.py          COCO-format folders and zips -> people with masks and keypoints
     compose.py          pictures with known occlusion, composed from cut-out people
     augment.py          image, pose and ROI augmentation
+    preview.py          a picture of the samples a run will see
     model.py            the live network: one backbone, keypoint heads, mask laterals, SegModule
     movenet_weights.py  where the backbone's first weights come from
     rois.py losses.py   what each part is taught
