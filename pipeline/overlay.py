@@ -83,15 +83,20 @@ def _draw_mask(image: U8, person: Person, scale: float) -> None:
     height, width = mask.shape
     region = image[person.crop.y0 : person.crop.y0 + height, person.crop.x0 : person.crop.x0 + width]
     color = color_of(person.id)
-    tint = np.empty_like(region)
-    tint[...] = color
-    mask_u8 = mask.astype(np.uint8)
-    blended = cv2.addWeighted(region, 1.0 - MASK_OPACITY, tint, MASK_OPACITY, 0.0)
-    cv2.copyTo(blended, mask_u8, region)
+    mask_u8 = mask.view(np.uint8)
+    cv2.copyTo(cv2.LUT(region, _tint_table(color)), mask_u8, region)
     contours, _ = cv2.findContours(mask_u8, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     # The line lies half outside the mask, so it is drawn on the frame, not on the mask's box.
     shifted = [contour + np.array((person.crop.x0, person.crop.y0), np.int32) for contour in contours]
     cv2.polylines(image, shifted, True, color, max(1, round(1.4 * scale)), cv2.LINE_AA)
+
+
+@lru_cache(maxsize=1024)
+def _tint_table(color: Color) -> U8:
+    """(256, 1, 3): old level -> level under a mask of this colour; one look-up per px is all that blending takes."""
+    levels = np.arange(256.0)[:, None, None]
+    table: U8 = np.rint((1.0 - MASK_OPACITY) * levels + MASK_OPACITY * np.array(color)).astype(np.uint8)
+    return table
 
 
 def _draw_skeleton(image: U8, person: Person, scale: float) -> None:
@@ -130,7 +135,7 @@ def _clamped(person: Person, image: U8) -> np.ndarray[tuple[int, ...], np.dtype[
 def _draw_label(image: U8, person: Person, scale: float, taken: list[tuple[int, int, int, int]]) -> None:
     x, y, box_width, box_height = person.bbox
     text = f"{person.id}  {person.score:.2f}"
-    height = max(9, min(round(13 * scale), round(0.14 * max(box_width, box_height))))
+    height = max(9, min(round(15 * scale), round(0.14 * max(box_width, box_height))))
     label_width, label_height = text_size(text, height)
     left = round(x + box_width / 2 - label_width / 2)
     top = round(y - label_height - 3 * scale)

@@ -56,7 +56,7 @@ def test_a_full_blocking_channel_holds_its_writer() -> None:
     assert channel.get() == 0
     assert third_is_in.wait(JOIN_S)
     writer.join(JOIN_S)
-    assert channel.stats().writer_wait_s > 0.03
+    assert channel.stats().writer_wait_s > 0
     assert channel.stats().dropped == 0
 
 
