@@ -113,7 +113,7 @@ def first_centres(rng: np.random.Generator, points: F64, k: int) -> F64:
     return np.stack(chosen)
 
 
-def cluster(poses: F64, k: int, *, seed: int = 0, iterations: int = ITERATIONS, restarts: int = 4) -> Clusters:
+def cluster(poses: F64, k: int, *, seed: int = 0, iterations: int = ITERATIONS, restarts: int = 10) -> Clusters:
     """K-means of poses and their mirror images.
 
     Args:
