@@ -36,7 +36,7 @@ types: $(TEST_VENV)/installed
 	$(TEST_VENV)/bin/mypy
 
 $(DEMO_VENV)/installed: EXTRAS := demo
-$(TEST_VENV)/installed: EXTRAS := train,demo,dev
+$(TEST_VENV)/installed: EXTRAS := train,demo,window,dev
 
 # The stamp is written last: an interrupted installation starts again.
 %/installed: pyproject.toml $(CONSTRAINTS)

@@ -19,6 +19,7 @@ from torch import distributed
 from kernels.pose_decoding import DecodeParameters
 from kernels.pose_fit import PAPER_TEMPLATES, prepare_templates
 from tests.training.drawn_people import TINY_MODEL, drawn_mask, drawn_pose, tiny_settings
+from tests.training.published_weights import published
 from training.checkpoint import latest_checkpoint, read_state
 from training.dataset import Scene
 from training.losses import mask_loss
@@ -363,6 +364,37 @@ def test_a_gradient_that_is_not_finite_never_reaches_a_checkpoint(data: Path, tm
     newest = latest_checkpoint(settings.output)
     assert newest is not None and newest.name == "step-0000002"
     assert all(torch.isfinite(value).all() for value in tensors(newest).values())
+
+
+def test_the_command_trains_validates_and_says_where(data: Path, tmp_path: Path, capsys) -> None:
+    content = tiny_settings(data, tmp_path, steps=2, log_every=1).to_json()
+    content["sources"][0]["holdout_every"] = 4
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps({key: value for key, value in content.items() if key not in {"data", "output"}}))
+    output = tmp_path / "run"
+    assert main(["--recipe", str(recipe), "--data", str(data), "--output", str(output)]) == 0
+    text = capsys.readouterr().out
+    assert f"finished: {output / 'step-0000002'}" in text
+    assert "step=1/2" in text and "pictures_per_s" in text
+    history = read_state(output / "step-0000002")["history"]
+    (validation,) = (entry["validation"] for entry in history if "validation" in entry)
+    assert 0 <= validation["people mean IoU"] <= 1
+    assert {"people mask AP", "people end-to-end AP", "people keypoint AP"} < set(validation)
+
+
+def test_staying_close_to_the_first_weights_costs_nothing_at_the_start(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    path = published(LiveNetwork(TINY_MODEL)).write(tmp_path / "movenet.onnx")
+    settings = settings_with(init_movenet=path, distill_weight=2.0)
+    network = new_network(settings)
+    trainer = Trainer(network, settings)
+    assert set(trainer.state_dict()) == {f"network.{name}" for name in network.state_dict()}  # the reference is no part
+    scenes = [replace(people_scene(20), complete=False)]
+    image = torch.from_numpy(scenes[0].image).permute(2, 0, 1)[None]
+    assert float(trainer(image, scenes, np.random.default_rng(0))["distilled"].detach()) == pytest.approx(0, abs=1e-6)
+    with torch.no_grad():
+        list(network.keypoint_heads.head["heatmaps"].children())[-1].bias.add_(1.0)
+    assert float(trainer(image, scenes, np.random.default_rng(0))["distilled"].detach()) > 1e-3
 
 
 # Several processes
