@@ -40,17 +40,18 @@ class ComposeStage:
             masks.probabilities, rois.roi_from_frame, frame.height, frame.width, threshold=self._mask_threshold
         )
         ids = self._tracker.assign(poses.keypoints, rois.joint_visible, clip=frame.clip, time_s=frame.pts_s)
+        scores = poses.scores * masks.scores  # ranks masks better than either factor: docs/experiments.md
         people = [
             Person(
                 id=int(ids[n]),
-                score=float(poses.scores[n]),
+                score=float(scores[n]),
                 keypoints=poses.keypoints[n],
                 joint_visible=rois.joint_visible[n],
                 crop=crops[n],
                 frame_height=frame.height,
                 frame_width=frame.width,
             )
-            for n in range(len(crops))
+            for n in np.argsort(-scores, kind="stable")
         ]
         drawn = None
         if self._draw:

@@ -36,8 +36,8 @@ from training.model import FEATURE_FROM_INPUT, LiveNetwork
 DOMAIN = "pose2seg"
 LONG_SIDE = 512  # px: what the default artifact's thresholds and figures belong to
 INPUT_MULTIPLE = 32
-PERSON_THRESHOLD = 0.3
-JOINT_THRESHOLD = 0.15
+PERSON_THRESHOLD = 0.25
+JOINT_THRESHOLD = 0.2
 MAX_DIFFERENCE = 2e-3  # between exported and eager outputs, of probabilities and of px relative to the input size
 
 

@@ -19,7 +19,7 @@ from training.evaluate import Model
 from training.graphs import KeypointGraph, SegmentGraph
 from training.model import FEATURE_FROM_INPUT, LiveNetwork
 
-JOINT_THRESHOLD = 0.15
+JOINT_THRESHOLD = 0.2
 
 
 class TorchGraph:

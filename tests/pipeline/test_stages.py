@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -181,3 +183,14 @@ def test_compose_pastes_each_mask_where_its_window_is() -> None:
     assert result.drawn is None
     assert iou(result.people[0].mask, (10, 5, 30, 50)) == 1.0
     assert iou(result.people[1].mask, (40, 10, 60, 55)) == 1.0
+
+
+def test_a_score_is_person_times_mask_and_people_come_in_its_falling_order() -> None:
+    stage = ComposeStage(mask_threshold=0.5, draw=False)
+    stage.open()
+    masks = masks_of(frame(height=60, width=80), (10, 5, 30, 50), (40, 10, 60, 55))
+    poses = replace(masks.rois.poses, scores=np.array([0.9, 0.8], np.float32))
+    masks = replace(masks, rois=replace(masks.rois, poses=poses), scores=np.array([0.5, 1.0], np.float32))
+    result = stage.process(masks)
+    np.testing.assert_allclose([person.score for person in result.people], [0.8, 0.45], rtol=1e-6)
+    assert iou(result.people[0].mask, (40, 10, 60, 55)) == 1.0
