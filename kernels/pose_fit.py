@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from kernels.compilation import compiled
 from kernels.coordinates import F32, F64, I32, half_pixel_scale
-from kernels.skeleton import FLIP_PAIRS
+from kernels.skeleton import FLIPPED_JOINTS
 
 MIN_SHARED_JOINTS = 3  # fewer do not describe a pose (paper and released code)
 MIN_SPREAD_PX2 = 1e-6  # sum of squared distances to the mean below which joints coincide and no scale is defined
@@ -107,7 +107,7 @@ def prepare_templates(centres: ArrayLike, *, threshold: float = 0.4, factor: flo
         raise ValueError(f"template centres must be (k, 17, 3), got {templates.shape}")
     templates[..., :2] = 0.5 + (templates[..., :2] - 0.5) * factor
     templates[templates[..., 2] <= threshold] = 0.0
-    return np.concatenate((templates, templates[:, FLIP_PAIRS]))
+    return np.concatenate((templates, templates[:, FLIPPED_JOINTS]))
 
 
 def whole_frame_roi(frame_height: int, frame_width: int, roi_size: int) -> F32:

@@ -28,8 +28,9 @@ JOINT_NAMES = (
 )
 JOINTS = len(JOINT_NAMES)
 
-#: (17,) index of each joint's mirror image: left and right change places, the nose stays.
-FLIP_PAIRS: I32 = np.array([0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15], np.int32)
+#: (17,) a permutation, its own inverse: ``pose[FLIPPED_JOINTS]`` has left and right exchanged, as a mirrored picture
+#: needs it. The nose stays.
+FLIPPED_JOINTS: I32 = np.array([0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15], np.int32)
 
 #: (19, 2) joint indices of each limb, in the channel order of the published network (not the order of COCO's file).
 LIMBS: I32 = np.array(

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from kernels.coordinates import F32, F64
 from kernels.pose_fit import PAPER_TEMPLATES
-from kernels.skeleton import FLIP_PAIRS, JOINT_NAMES, JOINTS, LIMBS
+from kernels.skeleton import FLIPPED_JOINTS, JOINT_NAMES, JOINTS, LIMBS
 from training.dataset import DataError
 
 MIN_JOINTS = 8
@@ -70,7 +70,7 @@ def normalise_pose(keypoints: F32, box: Sequence[float], height: int, width: int
 
 def mirror(poses: F64) -> F64:
     """(..., 17, 3) poses in the unit square as a mirror shows them: x -> 1 - x, left and right joints swapped."""
-    mirrored = poses[..., FLIP_PAIRS, :].copy()
+    mirrored = poses[..., FLIPPED_JOINTS, :].copy()
     mirrored[..., 0] = 1.0 - mirrored[..., 0]
     return mirrored
 

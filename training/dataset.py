@@ -22,7 +22,7 @@ from numpy.random import Generator
 from pycocotools import mask as coco_mask
 
 from kernels.coordinates import F32, F64, U8, transform_points
-from kernels.skeleton import FLIP_PAIRS
+from kernels.skeleton import FLIPPED_JOINTS
 from training.settings import SourceSettings, TrainSettings
 
 JOINTS = 17
@@ -168,7 +168,7 @@ def warp_keypoints(matrix: F64, keypoints: F32, height: int, width: int, *, mirr
     moved = keypoints.copy()
     moved[..., :2] = transform_points(matrix, keypoints[..., :2])
     if mirrored:
-        moved = moved[:, FLIP_PAIRS]
+        moved = moved[:, FLIPPED_JOINTS]
     inside = (
         (moved[..., 0] > -0.5) & (moved[..., 0] < width - 0.5) & (moved[..., 1] > -0.5) & (moved[..., 1] < height - 0.5)
     )

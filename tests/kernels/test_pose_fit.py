@@ -15,7 +15,7 @@ from kernels.pose_fit import (
     prepare_templates,
     whole_frame_roi,
 )
-from kernels.skeleton import FLIP_PAIRS
+from kernels.skeleton import FLIPPED_JOINTS
 from tests.strategies import crowds, similarities
 from tests.tolerances import CLOSED_FORM_AGAINST_SVD
 
@@ -65,7 +65,7 @@ def test_paper_templates_have_the_published_joints_and_symmetry() -> None:
     assert (TEMPLATES[:, :, 2] > 0).sum(axis=1).tolist() == [17, 14, 13, 17, 14, 13]
     assert not (TEMPLATES[1, NOSE_AND_EYES, 2]).any()
     assert not (TEMPLATES[2, KNEES_AND_ANKLES, 2]).any()
-    mirrored = PAPER_TEMPLATES[:, FLIP_PAIRS].copy()
+    mirrored = PAPER_TEMPLATES[:, FLIPPED_JOINTS].copy()
     mirrored[..., 0] = 1 - mirrored[..., 0]
     np.testing.assert_allclose(mirrored, PAPER_TEMPLATES, atol=1e-6)
 
@@ -73,7 +73,7 @@ def test_paper_templates_have_the_published_joints_and_symmetry() -> None:
 def test_prepared_templates_scale_about_the_middle_and_swap_labels_for_the_mirror_image() -> None:
     larger = prepare_templates(PAPER_TEMPLATES, factor=1.2)
     np.testing.assert_allclose(larger[0, :, :2] - 0.5, (TEMPLATES[0, :, :2] - 0.5) * 1.2, atol=1e-6)
-    np.testing.assert_array_equal(TEMPLATES[3:], TEMPLATES[:3, FLIP_PAIRS])
+    np.testing.assert_array_equal(TEMPLATES[3:], TEMPLATES[:3, FLIPPED_JOINTS])
     assert not TEMPLATES[TEMPLATES[..., 2] == 0].any()
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 
 from kernels.skeleton import (
     CHANNELS,
-    FLIP_PAIRS,
+    FLIPPED_JOINTS,
     JOINT_NAMES,
     JOINTS,
     LIMBS,
@@ -34,9 +34,10 @@ def scattered(people: int, size: int) -> np.ndarray:
     return keypoints
 
 
-def test_flip_pairs_swap_the_names() -> None:
+def test_flipped_joints_swap_the_names() -> None:
     swapped = [name.replace("left", "L").replace("right", "left").replace("L", "right") for name in JOINT_NAMES]
-    assert [JOINT_NAMES[j] for j in FLIP_PAIRS] == swapped
+    assert [JOINT_NAMES[j] for j in FLIPPED_JOINTS] == swapped
+    assert FLIPPED_JOINTS[FLIPPED_JOINTS].tolist() == list(range(JOINTS))
     assert len({frozenset(limb) for limb in LIMBS.tolist()}) == len(LIMBS) == 19
     assert CHANNELS == 55
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.skeleton import FLIP_PAIRS
+from kernels.skeleton import FLIPPED_JOINTS
 from tests.training.drawn_people import (
     HEIGHT,
     WIDTH,
@@ -180,7 +180,7 @@ def test_warp_drops_what_leaves_and_swaps_sides_when_mirrored() -> None:
 
     mirror = np.array([[-1.0, 0, WIDTH - 1], [0, 1, 0]])
     flipped = warp_keypoints(mirror, pose[None], HEIGHT, WIDTH, mirrored=True)[0]
-    for joint, other in enumerate(FLIP_PAIRS):
+    for joint, other in enumerate(FLIPPED_JOINTS):
         expected = (WIDTH - 1 - pose[other, 0], pose[other, 1], 2) if pose[other, 2] else (0, 0, 0)
         np.testing.assert_allclose(flipped[joint], expected, rtol=1e-6)
     left_eye, right_eye = flipped[1, 0], flipped[2, 0]
