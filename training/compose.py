@@ -22,7 +22,7 @@ from training.settings import SourceSettings, TrainSettings
 
 PEOPLE_SHARE = (0.18, 0.30, 0.22, 0.14, 0.09, 0.07)  # of scenes with 1..6 people
 MAX_CUTOUT_HEIGHT_PX = 420  # people are rarely drawn larger; keeps a few thousand of them in memory
-MIN_VISIBLE_SHARE, MIN_VISIBLE_PX = 0.1, 60  # people less visible than this are drawn but not listed
+MIN_VISIBLE_SHARE, MIN_VISIBLE_PX = 0.1, 60  # people less visible than this are drawn but neither listed nor background
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
@@ -277,7 +277,7 @@ def compose_scene(rng: Generator, library: CutoutLibrary, height: int, width: in
 
 
 def _listed_scene(image: U8, labels: U8, keypoints: F32, areas: F64) -> Scene:
-    """Mark hidden joints and drop people of whom next to nothing is left."""
+    """Mark hidden joints and drop people of whom next to nothing is left: what is left of them is unlabelled."""
     n = len(keypoints)
     visible_px = np.bincount(labels.ravel(), minlength=256)[1 : n + 1]
     kept = []
@@ -295,6 +295,7 @@ def _listed_scene(image: U8, labels: U8, keypoints: F32, areas: F64) -> Scene:
     renumber[0] = 0
     for new, old in enumerate(kept):
         renumber[old + 1] = new + 1
+    dropped = np.isin(labels, [old + 1 for old in range(n) if old not in kept])
     boxes = np.zeros((len(kept), 4))
     relabelled = renumber[labels]
     for new in range(len(kept)):
@@ -309,4 +310,5 @@ def _listed_scene(image: U8, labels: U8, keypoints: F32, areas: F64) -> Scene:
         has_mask=np.ones(len(kept), np.uint8),
         complete=True,
         max_iou=iou.max(1, initial=0).astype(np.float32) if kept else np.zeros(0, np.float32),
+        unlabelled=dropped.astype(np.uint8) if dropped.any() else None,
     )

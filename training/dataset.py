@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.random import Generator
+from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from kernels.coordinates import F32, F64, U8, transform_points
@@ -159,8 +161,9 @@ class Scene:
     labels: U8  # (H, W): 0 nobody listed, i + 1 person i visible, LABEL_COVERED a stranger or thing in front
     keypoints: F32  # (N, 17, 3) x, y in px of this picture, v 0 absent, 1 hidden, 2 visible
     has_mask: U8  # (N,) 1 where `labels` holds the person's true mask
-    complete: bool  # every person in the picture is listed: unlabelled regions are true background for keypoints
+    complete: bool  # every person is listed or in `unlabelled`: the rest is true background for keypoints
     max_iou: F32 = field(default_factory=lambda: np.zeros(0, np.float32))  # (N,) greatest box IoU with another person
+    unlabelled: U8 | None = None  # (H, W) 1 where people are of whom no joints are taught; None: nowhere
 
 
 def warp_keypoints(matrix: F64, keypoints: F32, height: int, width: int, *, mirrored: bool) -> F32:
@@ -194,7 +197,22 @@ def random_view(rng: Generator, photo: Photo, height: int, width: int) -> tuple[
 
 
 def photo_scene(rng: Generator, folder: CocoFolder, photo: Photo, backdrop: U8, *, complete: bool) -> Scene:
-    """A random view of a photograph and its people with keypoints, with ``backdrop`` beyond its border."""
+    """A random view of a photograph and its people with keypoints, with ``backdrop`` beyond its border.
+
+    People of whom fewer than three joints are in view, people without keypoints (whether or not they have a mask),
+    crowds and weak labels are not listed: they are neither learned nor background, and `Scene.unlabelled` says where
+    they are, by their mask or else by their whole box. A listed person's own mask is never part of it.
+
+    Args:
+        rng: draws the view.
+        folder: where the picture is read.
+        photo: the picture and its people.
+        backdrop: (height, width, 3) RGB of the canvas; read only.
+        complete: as in `Scene`.
+
+    Raises:
+        DataError: the picture cannot be read.
+    """
     height, width = backdrop.shape[:2]
     matrix, mirrored = random_view(rng, photo, height, width)
     flags = cv2.INTER_AREA if abs(np.linalg.det(matrix[:, :2])) < 0.3 else cv2.INTER_LINEAR
@@ -206,15 +224,15 @@ def photo_scene(rng: Generator, folder: CocoFolder, photo: Photo, backdrop: U8, 
         (p for p in photo.people if p.has_keypoints and not p.crowd and not p.ignore),
         key=lambda p: -float(p.box[3] - p.box[1]),
     )
+    others = [p for p in photo.people if not p.has_keypoints or p.crowd or p.ignore]
     keypoints, has_mask = [], []
-    for person in listed[:MAX_PEOPLE]:
+    for person in listed:
         moved = warp_keypoints(matrix, person.keypoints[None], height, width, mirrored=mirrored)[0]
-        if (moved[:, 2] > 0).sum() < 3:
+        if (moved[:, 2] > 0).sum() < 3 or len(keypoints) == MAX_PEOPLE:
+            others.append(person)
             continue
         if person.segmentation is not None:
-            mask = decode_mask(person.segmentation, photo.height, photo.width)
-            visible = cv2.warpAffine(mask * 255, matrix, (width, height), flags=cv2.INTER_LINEAR) > 127
-            labels[visible] = len(keypoints) + 1
+            labels[_moved_mask(person.segmentation, photo, matrix, height, width)] = len(keypoints) + 1
         keypoints.append(moved)
         has_mask.append(person.segmentation is not None)
     n = len(keypoints)
@@ -224,7 +242,35 @@ def photo_scene(rng: Generator, folder: CocoFolder, photo: Photo, backdrop: U8, 
         keypoints=np.stack(keypoints).astype(np.float32) if n else np.zeros((0, JOINTS, 3), np.float32),
         has_mask=np.array(has_mask, np.uint8),
         complete=complete,
+        unlabelled=_region_of(others, photo, matrix, labels),
     )
+
+
+def _moved_mask(segmentation: Any, photo: Photo, canvas_from_photo: F64, height: int, width: int) -> NDArray[np.bool_]:
+    mask = decode_mask(segmentation, photo.height, photo.width)
+    moved: NDArray[np.bool_] = (
+        cv2.warpAffine(mask * 255, canvas_from_photo, (width, height), flags=cv2.INTER_LINEAR) > 127
+    )
+    return moved
+
+
+def _moved_corners(box: F64, canvas_from_photo: F64) -> F64:
+    """(4, 2) corners of a photo's box on the canvas, in turn; a box counts px edges, points count px centres."""
+    x0, y0, x1, y1 = box - 0.5
+    return transform_points(canvas_from_photo, np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)]))
+
+
+def _region_of(people: Iterable[Person], photo: Photo, canvas_from_photo: F64, labels: U8) -> U8 | None:
+    """`Scene.unlabelled` of people who are not listed, (H, W) as ``labels``, which hold the masks of the listed."""
+    region = np.zeros_like(labels)
+    for person in people:
+        if person.segmentation is not None:
+            region[_moved_mask(person.segmentation, photo, canvas_from_photo, *labels.shape)] = 1
+        else:
+            corners = np.round(_moved_corners(person.box, canvas_from_photo)).astype(np.int32)
+            cv2.fillConvexPoly(region, corners, 1)
+    region[labels > 0] = 0
+    return region if region.any() else None
 
 
 def is_held_out(image_id: int, every: int) -> bool:
@@ -285,14 +331,7 @@ class SceneDataset(torch.utils.data.Dataset[Scene]):
                 else np.zeros((height, width, 3), np.uint8)
             )
             scene = photo_scene(rng, source.folder, photo, backdrop, complete=source.complete)
-        return Scene(
-            image=photometric(rng, scene.image),
-            labels=scene.labels,
-            keypoints=scene.keypoints,
-            has_mask=scene.has_mask,
-            complete=scene.complete,
-            max_iou=scene.max_iou,
-        )
+        return replace(scene, image=photometric(rng, scene.image))
 
     def __getitem__(self, index: int) -> Scene:
         return self.scene(index)

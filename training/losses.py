@@ -36,7 +36,7 @@ class KeypointTargets:
 
     heatmaps: Tensor  # (B, 17, h, w) 0..1
     centre: Tensor  # (B, 1, h, w) 0..1
-    weight: Tensor  # (B, 1, h, w) of the two maps above
+    weight: Tensor  # (B, 1, h, w) of the two maps above; 0 where people are whose joints nobody labelled
     people: Tensor  # (N, 3) int64: image, row, column of each person's centre
     regression: Tensor  # (N, 17, 2) joint - centre cell, cells
     regression_weight: Tensor  # (N, 17)
@@ -87,6 +87,10 @@ def keypoint_targets(scenes: list[Scene]) -> KeypointTargets:
         if not scene.complete:
             near = np.maximum(heatmaps[b].max(0), centre[b, 0])
             weight[b, 0] = np.where(near > 0.01, 1.0, INCOMPLETE_WEIGHT)
+        if scene.unlabelled is not None:
+            touched = scene.unlabelled.reshape(h, STRIDE, w, STRIDE).any((1, 3))
+            known = np.maximum(heatmaps[b].max(0), centre[b, 0]) == 1.0  # peaks of listed people stay
+            weight[b, 0, touched & ~known] = 0.0
     return KeypointTargets(
         heatmaps=torch.from_numpy(heatmaps),
         centre=torch.from_numpy(centre),

@@ -1,7 +1,8 @@
 """A picture of what a run will learn from: `python -m training.preview --recipe F.json --data DIR --output sheet.png`.
 
 Samples are drawn as training draws them, with who is visible where tinted, visible joints filled and hidden joints as
-rings. A look at it before a long run finds swapped sides, shifted masks and people nobody labelled.
+rings, and what the keypoint heads do not look at (`Scene.unlabelled`) whitened. A look at it before a long run finds
+swapped sides, shifted masks and people nobody labelled.
 """
 
 from __future__ import annotations
@@ -22,17 +23,21 @@ from training.settings import settings_from_json
 
 COLOURS = ((66, 135, 245), (245, 130, 48), (60, 180, 75), (230, 25, 160), (255, 225, 25), (145, 30, 180))
 COVERED_COLOUR = (120, 120, 120)
+UNLABELLED_COLOUR = (255, 255, 255)
 LABEL_SHARE = 0.45  # of the label's colour in the tint
 GAP_PX = 6
 
 
 def draw_scene(scene: Scene, *, zoom: int = 1) -> U8:
-    """(zoom H, zoom W, 3) RGB: labels as a tint, limbs as lines, visible joints as discs, hidden ones as rings."""
+    """(zoom H, zoom W, 3) RGB: labels and unlabelled as tints, limbs as lines, joints as discs or, if hidden, rings."""
     picture = scene.image.astype(np.float32)
     for label in np.unique(scene.labels[scene.labels > 0]).tolist():
         colour = COVERED_COLOUR if label == LABEL_COVERED else COLOURS[(label - 1) % len(COLOURS)]
         inside = scene.labels == label
         picture[inside] += LABEL_SHARE * (np.array(colour, np.float32) - picture[inside])
+    if scene.unlabelled is not None:
+        inside = scene.unlabelled > 0
+        picture[inside] += LABEL_SHARE * (np.array(UNLABELLED_COLOUR, np.float32) - picture[inside])
     size = (zoom * scene.image.shape[1], zoom * scene.image.shape[0])
     canvas: U8 = cv2.resize(picture.astype(np.uint8), size, interpolation=cv2.INTER_LINEAR)
     for index, pose in enumerate(scene.keypoints):

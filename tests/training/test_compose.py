@@ -62,6 +62,7 @@ def test_joints_are_hidden_exactly_where_somebody_later_was_painted() -> None:
     np.testing.assert_array_equal(scene.labels, labels)
     np.testing.assert_array_equal(scene.keypoints[..., :2], keypoints[..., :2])
     assert scene.complete and scene.has_mask.tolist() == [1, 1, 1]
+    assert scene.unlabelled is None  # everybody is listed; a pole is background
 
 
 def test_max_iou_is_that_of_the_visible_boxes() -> None:
@@ -84,10 +85,14 @@ def test_who_is_hardly_visible_is_covered_and_not_listed() -> None:
     assert sorted(np.unique(scene.labels).tolist()) == [0, 1, 2, LABEL_COVERED]
     assert (scene.labels[20:24, 0:10] == LABEL_COVERED).all()
     np.testing.assert_array_equal(scene.keypoints[:, :, :2], keypoints[1:, :, :2])
+    assert scene.unlabelled is not None
+    assert np.argwhere(scene.unlabelled).tolist() == [[y, x] for y in range(20, 24) for x in range(10)]
     few_joints = keypoints.copy()
     few_joints[2, 2:] = 0
     labels, _ = square_people()
-    assert len(_listed_scene(np.zeros((60, 80, 3), np.uint8), labels, few_joints, np.full(3, 400)).keypoints) == 2
+    scene = _listed_scene(np.zeros((60, 80, 3), np.uint8), labels, few_joints, np.full(3, 400))
+    assert len(scene.keypoints) == 2 and scene.unlabelled is not None
+    np.testing.assert_array_equal(scene.unlabelled, labels == 3)
 
 
 def test_box_iou_by_hand() -> None:
@@ -107,6 +112,8 @@ def check_scene(scene: Scene, height: int, width: int) -> None:
     assert scene.has_mask.tolist() == [1] * n and scene.max_iou.shape == (n,)
     assert set(np.unique(scene.labels)) - {0, LABEL_COVERED} == set(range(1, n + 1))
     assert ((scene.max_iou >= 0) & (scene.max_iou <= 1)).all()
+    if scene.unlabelled is not None:
+        assert scene.unlabelled.any() and (scene.labels[scene.unlabelled > 0] == LABEL_COVERED).all()
     for person, pose in enumerate(scene.keypoints, 1):
         assert set(np.unique(pose[:, 2])) <= {0.0, 1.0, 2.0}
         assert (pose[:, 2] > 0).sum() >= 3

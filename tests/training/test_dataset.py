@@ -258,6 +258,54 @@ def test_a_photo_scene_moves_picture_mask_and_joints_alike(tmp_path: Path) -> No
     assert views > 15
 
 
+KINDS = {
+    "no joints, a box": {"joints": 0, "mask": False},
+    "no joints, a mask": {"joints": 0, "mask": True},
+    "two joints": {"joints": 2, "mask": True},
+    "weak label": {"joints": 17, "mask": False, "ignore": True},
+    "weak label with a mask": {"joints": 17, "mask": True, "ignore": True},
+    "crowd": {"joints": 0, "mask": True, "iscrowd": 1},
+    "several people in one mask": {"joints": 17, "mask": True, "merged": True},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_people_who_are_not_listed_are_marked_and_never_background(tmp_path: Path, kind: str) -> None:
+    """Whom nobody labelled is painted red, the labelled person green, both on blue: the mark must lie on the red."""
+    extra = dict(KINDS[kind])
+    joints, has_mask = extra.pop("joints"), extra.pop("mask")
+    known, unknown = drawn_pose(0, 2, 90), drawn_pose(66, 2, 90)
+    mask = drawn_mask(unknown)
+    region = mask.copy()
+    if not has_mask:
+        ys, xs = np.nonzero(mask)
+        region[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1] = 1
+    image = np.full((HEIGHT, WIDTH, 3), (0, 0, 120), np.uint8)
+    image[region > 0] = (250, 0, 0)
+    image[drawn_mask(known) > 0] = (0, 250, 0)
+    unknown[joints:] = 0
+    entry = annotation(2, 1, unknown if joints else None, mask, **extra)
+    if not has_mask:
+        del entry["segmentation"]
+    path = write_coco(tmp_path / "both", {1: image}, [annotation(1, 1, known, drawn_mask(known)), entry])
+    folder = CocoFolder(path / "annotations.json", path / "images")
+    backdrop = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    marked = 0
+    for seed in range(25):
+        scene = photo_scene(np.random.default_rng(seed), folder, folder.photos[0], backdrop, complete=True)
+        red = (scene.image[..., 0] > 125) & (scene.image[..., 1] < 125)
+        if scene.unlabelled is None:
+            assert red.sum() < 4
+            continue
+        assert scene.unlabelled.shape == (HEIGHT, WIDTH) and scene.unlabelled.dtype == np.uint8
+        assert set(np.unique(scene.unlabelled)) == {0, 1} and not (scene.unlabelled[scene.labels > 0]).any()
+        if len(scene.keypoints):
+            marked += 1
+            edge = 6 * np.sqrt(red.sum()) + 60  # px of a border one or two wide
+            assert (red != (scene.unlabelled > 0)).sum() < min(edge, 0.25 * max(red.sum(), 200))
+    assert marked > 10
+
+
 def test_held_out_pictures_are_every_nth_id() -> None:
     assert [i for i in range(10) if is_held_out(i, 4)] == [0, 4, 8]
     assert not any(is_held_out(i, 0) for i in range(10))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -116,6 +118,28 @@ def test_where_not_everybody_is_labelled_the_empty_counts_little() -> None:
     assert float(targets.weight[0, 0, 0, 23]) == pytest.approx(INCOMPLETE_WEIGHT)
     assert (targets.weight[1] == 1).all()
     assert np.allclose(targets.weight[2], INCOMPLETE_WEIGHT)
+
+
+def test_nothing_is_taught_where_somebody_stands_whose_joints_nobody_knows() -> None:
+    unlabelled = np.zeros((HEIGHT, WIDTH), np.uint8)
+    unlabelled[41:60, 30:51] = 1  # cells 10..14 and 7..12; the ankle in cell (12, 7) belongs to a listed person
+    scenes = [replace(scene(three_joints(), complete=c), unlabelled=unlabelled) for c in (True, False)]
+    targets = keypoint_targets([*scenes, scene(three_joints())])
+    assert (targets.joints[:3] == torch.tensor([[0, 0, 2, 5], [0, 5, 7, 10], [0, 16, 12, 7]])).all()
+    for image in (0, 1):
+        expected = torch.zeros(5, 6)
+        expected[2, 0] = 1.0  # what is known stays
+        torch.testing.assert_close(targets.weight[image, 0, 10:15, 7:13], expected)
+    outside = targets.weight[0, 0].clone()
+    outside[10:15, 7:13] = 1.0
+    assert (outside == 1).all() and (targets.weight[2] == 1).all()
+
+    maps = perfect_maps(targets)
+    maps["centre"][0, 0, 13, 11] = maps["heatmaps"][0, 3, 13, 11] = 20.0  # the network finds that somebody
+    losses = keypoint_losses(maps, targets)
+    assert all(float(value) == pytest.approx(0, abs=1e-3) for value in losses.values())
+    maps["heatmaps"][0, 3, 13, 13] = 20.0  # one cell beside the region
+    assert float(keypoint_losses(maps, targets)["heatmaps"]) > 0.1
 
 
 def test_losses_vanish_for_perfect_maps_and_for_nothing_else() -> None:

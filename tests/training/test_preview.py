@@ -11,12 +11,14 @@ import pytest
 
 from tests.training.drawn_people import tiny_settings
 from training.dataset import LABEL_COVERED, Scene, SceneDataset
-from training.preview import COLOURS, COVERED_COLOUR, LABEL_SHARE, draw_scene, main, sheet_of
+from training.preview import COLOURS, COVERED_COLOUR, LABEL_SHARE, UNLABELLED_COLOUR, draw_scene, main, sheet_of
 
 
 def scene() -> Scene:
     labels = np.zeros((20, 30), np.uint8)
     labels[2:6, 2:6], labels[2:6, 20:26] = 1, LABEL_COVERED
+    unlabelled = np.zeros((20, 30), np.uint8)
+    unlabelled[2:6, 12:16] = 1
     keypoints = np.zeros((1, 17, 3), np.float32)
     keypoints[0, 0], keypoints[0, 16] = (10, 14, 2), (22, 14, 1)  # no limb between them
     return Scene(
@@ -25,13 +27,14 @@ def scene() -> Scene:
         keypoints=keypoints,
         has_mask=np.ones(1, np.uint8),
         complete=True,
+        unlabelled=unlabelled,
     )
 
 
 def test_tints_and_joints_by_hand() -> None:
     drawn = draw_scene(scene(), zoom=1)
     assert drawn.shape == (20, 30, 3)
-    for place, colour in (((4, 4), COLOURS[0]), ((4, 22), COVERED_COLOUR)):
+    for place, colour in (((4, 4), COLOURS[0]), ((4, 22), COVERED_COLOUR), ((4, 14), UNLABELLED_COLOUR)):
         expected = 100 + LABEL_SHARE * (np.array(colour) - 100)
         np.testing.assert_allclose(drawn[place], expected, atol=1)
     assert drawn[10, 2].tolist() == [100, 100, 100]
