@@ -17,7 +17,17 @@ import numpy as np
 from numpy.random import Generator
 
 from kernels.coordinates import F32, F64, U8
-from training.dataset import LABEL_COVERED, CocoFolder, DataError, Scene, decode_mask, is_held_out, warp_keypoints
+from training.dataset import (
+    LABEL_COVERED,
+    CocoFolder,
+    DataError,
+    Scene,
+    decode_mask,
+    greatest_iou,
+    is_held_out,
+    visible_box,
+    warp_keypoints,
+)
 from training.settings import SourceSettings, TrainSettings
 
 PEOPLE_SHARE = (0.18, 0.30, 0.22, 0.14, 0.09, 0.07)  # of scenes with 1..6 people
@@ -235,14 +245,6 @@ def _occluder_shape(rng: Generator, height: int, width: int, box: F64) -> U8:
     return shape
 
 
-def box_iou(boxes: F64) -> F64:
-    """(N, 4) xyxy to (N, N) intersection over union."""
-    low, high = np.maximum(boxes[:, None, :2], boxes[None, :, :2]), np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
-    overlap = np.clip(high - low, 0, None).prod(-1)
-    area = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
-    return overlap / np.maximum(area[:, None] + area[None] - overlap, 1e-9)
-
-
 def compose_scene(rng: Generator, library: CutoutLibrary, height: int, width: int) -> Scene:
     """Render one scene with exact visible masks, (height, width) px; everybody is listed unless nearly invisible."""
     image = library.background(rng, height, width).astype(np.float32)
@@ -296,19 +298,14 @@ def _listed_scene(image: U8, labels: U8, keypoints: F32, areas: F64) -> Scene:
     for new, old in enumerate(kept):
         renumber[old + 1] = new + 1
     dropped = np.isin(labels, [old + 1 for old in range(n) if old not in kept])
-    boxes = np.zeros((len(kept), 4))
     relabelled = renumber[labels]
-    for new in range(len(kept)):
-        ys, xs = np.nonzero(relabelled == new + 1)
-        boxes[new] = xs.min(), ys.min(), xs.max() + 1, ys.max() + 1
-    iou = box_iou(boxes)
-    np.fill_diagonal(iou, 0)
+    boxes = [visible_box(relabelled, new + 1) for new in range(len(kept))]
     return Scene(
         image=image,
         labels=relabelled,
         keypoints=keypoints[kept],
         has_mask=np.ones(len(kept), np.uint8),
         complete=True,
-        max_iou=iou.max(1, initial=0).astype(np.float32) if kept else np.zeros(0, np.float32),
+        max_iou=greatest_iou(np.array(boxes)),
         unlabelled=dropped.astype(np.uint8) if dropped.any() else None,
     )

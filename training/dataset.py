@@ -12,7 +12,7 @@ import json
 import os
 import zipfile
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -162,8 +162,31 @@ class Scene:
     keypoints: F32  # (N, 17, 3) x, y in px of this picture, v 0 absent, 1 hidden, 2 visible
     has_mask: U8  # (N,) 1 where `labels` holds the person's true mask
     complete: bool  # every person is listed or in `unlabelled`: the rest is true background for keypoints
-    max_iou: F32 = field(default_factory=lambda: np.zeros(0, np.float32))  # (N,) greatest box IoU with another person
+    max_iou: F32  # (N,) greatest box IoU with another listed person, of masks as far as visible, of boxes as in view
     unlabelled: U8 | None = None  # (H, W) 1 where people are of whom no joints are taught; None: nowhere
+
+
+def box_iou(boxes: F64) -> F64:
+    """(N, 4) xyxy to (N, N) intersection over union."""
+    low, high = np.maximum(boxes[:, None, :2], boxes[None, :, :2]), np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
+    overlap = np.clip(high - low, 0, None).prod(-1)
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
+    return overlap / np.maximum(area[:, None] + area[None] - overlap, 1e-9)
+
+
+def greatest_iou(boxes: F64) -> F32:
+    """(N, 4) xyxy to (N,) each box's greatest intersection over union with another; 0 where it is alone."""
+    iou = box_iou(boxes.reshape(-1, 4))
+    np.fill_diagonal(iou, 0)
+    return iou.max(1, initial=0).astype(np.float32)
+
+
+def visible_box(labels: U8, label: int) -> F64:
+    """(4,) xyxy around the px of a label, px edges; all zero if there are none."""
+    ys, xs = np.nonzero(labels == label)
+    if not len(xs):
+        return np.zeros(4)
+    return np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], np.float64)
 
 
 def warp_keypoints(matrix: F64, keypoints: F32, height: int, width: int, *, mirrored: bool) -> F32:
@@ -225,7 +248,8 @@ def photo_scene(rng: Generator, folder: CocoFolder, photo: Photo, backdrop: U8, 
         key=lambda p: -float(p.box[3] - p.box[1]),
     )
     others = [p for p in photo.people if not p.has_keypoints or p.crowd or p.ignore]
-    keypoints, has_mask = [], []
+    shown = []
+    keypoints = []
     for person in listed:
         moved = warp_keypoints(matrix, person.keypoints[None], height, width, mirrored=mirrored)[0]
         if (moved[:, 2] > 0).sum() < 3 or len(keypoints) == MAX_PEOPLE:
@@ -234,14 +258,20 @@ def photo_scene(rng: Generator, folder: CocoFolder, photo: Photo, backdrop: U8, 
         if person.segmentation is not None:
             labels[_moved_mask(person.segmentation, photo, matrix, height, width)] = len(keypoints) + 1
         keypoints.append(moved)
-        has_mask.append(person.segmentation is not None)
-    n = len(keypoints)
+        shown.append(person)
+    n = len(shown)
+    has_mask = [person.segmentation is not None for person in shown]
+    boxes = [
+        visible_box(labels, index + 1) if has_mask[index] else _box_in_view(person.box, matrix, height, width)
+        for index, person in enumerate(shown)
+    ]
     return Scene(
         image=image,
         labels=labels,
         keypoints=np.stack(keypoints).astype(np.float32) if n else np.zeros((0, JOINTS, 3), np.float32),
         has_mask=np.array(has_mask, np.uint8),
         complete=complete,
+        max_iou=greatest_iou(np.array(boxes)),
         unlabelled=_region_of(others, photo, matrix, labels),
     )
 
@@ -258,6 +288,12 @@ def _moved_corners(box: F64, canvas_from_photo: F64) -> F64:
     """(4, 2) corners of a photo's box on the canvas, in turn; a box counts px edges, points count px centres."""
     x0, y0, x1, y1 = box - 0.5
     return transform_points(canvas_from_photo, np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)]))
+
+
+def _box_in_view(box: F64, canvas_from_photo: F64, height: int, width: int) -> F64:
+    """(4,) xyxy around a photo's box on the canvas, clipped to it; px edges."""
+    corners = np.clip(_moved_corners(box, canvas_from_photo) + 0.5, 0, (width, height))
+    return np.concatenate((corners.min(0), corners.max(0)))
 
 
 def _region_of(people: Iterable[Person], photo: Photo, canvas_from_photo: F64, labels: U8) -> U8 | None:

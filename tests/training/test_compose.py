@@ -26,10 +26,9 @@ from training.compose import (
     CutoutLibrary,
     _listed_scene,
     _occluder_shape,
-    box_iou,
     compose_scene,
 )
-from training.dataset import LABEL_COVERED, DataError, Scene, open_source
+from training.dataset import LABEL_COVERED, DataError, Scene, box_iou, open_source
 
 
 @pytest.fixture(scope="module")

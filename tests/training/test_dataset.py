@@ -306,6 +306,35 @@ def test_people_who_are_not_listed_are_marked_and_never_background(tmp_path: Pat
     assert marked > 10
 
 
+def test_max_iou_is_that_of_what_is_in_the_view(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Boxes count as far as they lie in the view, masks as far as they are visible; the view is 20 px to the right."""
+    shape = (HEIGHT, WIDTH)
+    tall, low = (np.zeros(shape, np.uint8) for _ in range(2))
+    tall[10:80, 40:80], low[50:80, 70:90] = 1, 1  # the lower one is in front
+    pose = drawn_pose(30, 2, 90)
+    entries = [
+        annotation(1, 1, pose, None, bbox=[10, 10, 30, 60]),  # in view: columns 0 to 20
+        annotation(2, 1, pose, None, bbox=[10, 10, 40, 55]),  # 0 to 30
+        annotation(3, 2, pose, tall),
+        annotation(4, 2, pose, low),
+        annotation(5, 2, pose, None, bbox=[100, 10, 8, 5]),
+    ]
+    path = write_coco(tmp_path / "people", {1: background(1), 2: background(2), 3: background(3)}, entries)
+    folder = CocoFolder(path / "annotations.json", path / "images")
+    backdrop = np.zeros((*shape, 3), np.uint8)
+    matrix = np.array([[1.0, 0, -20], [0, 1, 0]])
+    monkeypatch.setattr("training.dataset.random_view", lambda *_: (matrix, False))
+    boxes, masks, nobody = (
+        photo_scene(np.random.default_rng(0), folder, photo, backdrop, complete=True).max_iou for photo in folder.photos
+    )
+    np.testing.assert_allclose(boxes, [1100 / 1750, 1100 / 1750], rtol=1e-6)  # 20 x 55 of 20 x 60 + 30 x 55 - 20 x 55
+    np.testing.assert_allclose(
+        masks, [300 / 3100, 300 / 3100, 0], rtol=1e-6
+    )  # the masks' own boxes, 40 x 70 and 20 x 30
+    assert nobody.shape == (0,)
+    assert all(values.dtype == np.float32 for values in (boxes, masks, nobody))
+
+
 def test_held_out_pictures_are_every_nth_id() -> None:
     assert [i for i in range(10) if is_held_out(i, 4)] == [0, 4, 8]
     assert not any(is_held_out(i, 0) for i in range(10))

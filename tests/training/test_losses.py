@@ -33,6 +33,7 @@ def scene(*poses: np.ndarray, complete: bool = True) -> Scene:
         keypoints=np.stack(poses).astype(np.float32) if n else np.zeros((0, 17, 3), np.float32),
         has_mask=np.zeros(n, np.uint8),
         complete=complete,
+        max_iou=np.zeros(n, np.float32),
     )
 
 

@@ -27,6 +27,7 @@ def scene() -> Scene:
         keypoints=keypoints,
         has_mask=np.ones(1, np.uint8),
         complete=True,
+        max_iou=np.zeros(1, np.float32),
         unlabelled=unlabelled,
     )
 

@@ -27,6 +27,7 @@ def scene(*lefts: int, side: int = 60, masks: bool = True, height: int = 96, wid
         keypoints=np.stack(poses) if poses else np.zeros((0, 17, 3), np.float32),
         has_mask=np.full(len(poses), masks, np.uint8),
         complete=True,
+        max_iou=np.zeros(len(poses), np.float32),
     )
 
 

@@ -153,6 +153,7 @@ def people_scene(*lefts: int) -> Scene:
         keypoints=np.stack(poses) if poses else np.zeros((0, 17, 3), np.float32),
         has_mask=np.ones(len(poses), np.uint8),
         complete=True,
+        max_iou=np.zeros(len(poses), np.float32),
     )
 
 
