@@ -47,30 +47,41 @@ class Cutout:
 
 
 class CutoutLibrary:
-    """All cut-out people and backgrounds of a run, in memory (worker processes share it)."""
+    """All cut-out people and backgrounds of a run, in memory (worker processes share it).
+
+    Without composed scenes (``compose_weight`` 0) nobody is cut out and no backgrounds are needed.
+
+    Raises:
+        DataError: there are no people or backgrounds to compose scenes of, or the folders of backgrounds hold none.
+    """
 
     def __init__(self, folders: Mapping[SourceSettings, CocoFolder], settings: TrainSettings) -> None:
+        composes = settings.compose_weight > 0
         self.groups: list[list[Cutout]] = []
         weights = []
         for source, folder in folders.items():
-            if source.cutout_weight > 0:
+            if composes and source.cutout_weight > 0:
                 self.groups.append(_cut_out_people(folder, source.holdout_every))
                 weights.append(source.cutout_weight)
-        if not self.groups or not all(self.groups):
+        if composes and (not self.groups or not all(self.groups)):
             raise DataError("composition needs a source with masks and keypoints and cutout_weight > 0; there is none")
-        self.share = np.array(weights) / sum(weights)
+        self.share = np.array(weights) / sum(weights) if weights else np.zeros(0)
         self.backgrounds = [
             picture for folder in settings.backgrounds for picture in _read_pictures(settings.data / folder)
         ]
-        if not self.backgrounds:
-            raise DataError("composition needs pictures without people: set `backgrounds` to at least one folder")
+        if not self.backgrounds and (composes or settings.backgrounds):
+            given = f"no pictures ({', '.join(PICTURE_SUFFIXES)}) in {', '.join(settings.backgrounds)}"
+            lacking = given if settings.backgrounds else "composition needs pictures without people"
+            raise DataError(f"{lacking}: set `backgrounds` to at least one folder of them")
 
     def person(self, rng: Generator) -> Cutout:
         group = self.groups[int(rng.choice(len(self.groups), p=self.share))]
         return group[rng.integers(len(group))]
 
     def background(self, rng: Generator, height: int, width: int) -> U8:
-        """A random, possibly mirrored crop of a background, (height, width) px."""
+        """A random, possibly mirrored crop of a background, (height, width) px; black if the run has none."""
+        if not self.backgrounds:
+            return np.zeros((height, width, 3), np.uint8)
         picture = self.backgrounds[rng.integers(len(self.backgrounds))]
         full_h, full_w = picture.shape[:2]
         side = rng.uniform(0.35, 1.0)

@@ -323,7 +323,11 @@ class _PhotoSource:
 
 
 class SceneDataset(torch.utils.data.Dataset[Scene]):
-    """Random access to an endless, seeded stream of scenes; item ``i`` is a function of (seed, i)."""
+    """Random access to an endless, seeded stream of scenes; item ``i`` is a function of (seed, i).
+
+    Raises:
+        DataError: a file is missing or not what it should be, or the settings leave nothing to draw samples from.
+    """
 
     def __init__(self, settings: TrainSettings) -> None:
         from training.compose import CutoutLibrary
@@ -339,11 +343,18 @@ class SceneDataset(torch.utils.data.Dataset[Scene]):
                 and any(q.has_keypoints and not q.ignore for q in p.people)
             ]
             if source.photo_weight > 0:
+                if not photos:
+                    raise DataError(
+                        f"{source.annotations}: photo_weight is {source.photo_weight:g}, but no picture outside the "
+                        "held-out ones has a person with keypoints"
+                    )
                 self.sources.append(
                     _PhotoSource(folder=folder, photos=photos, weight=source.photo_weight, complete=source.complete)
                 )
         self.cutouts = CutoutLibrary(folders, settings)
         weights = np.array([settings.compose_weight, *(source.weight for source in self.sources)])
+        if not weights.sum() > 0:
+            raise DataError("no samples: set compose_weight or the photo_weight of a source above 0")
         self.share = weights / weights.sum()
 
     def __len__(self) -> int:

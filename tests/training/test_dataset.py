@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -361,9 +362,44 @@ def test_length_counts_every_sample_of_the_run(data: Path, tmp_path: Path, monke
     assert len(dataset) == 42
 
 
-def test_held_out_people_are_neither_shown_nor_cut_out(data: Path, tmp_path: Path) -> None:
-    from dataclasses import replace
+def test_photographs_alone_need_neither_cut_outs_nor_backgrounds(tmp_path: Path) -> None:
+    path = write_people(tmp_path / "people", pictures=1)
+    for entry in (content := json.loads((path / "annotations.json").read_text()))["annotations"]:
+        del entry["segmentation"]
+    (path / "annotations.json").write_text(json.dumps(content))
+    settings = tiny_settings(tmp_path, tmp_path, compose_weight=0.0, backgrounds=())
+    dataset = SceneDataset(settings)
+    assert not dataset.cutouts.groups and not dataset.cutouts.backgrounds
+    for seed in range(3):
+        assert not dataset.cutouts.background(np.random.default_rng(seed), 48, 64).any()  # black
+    scenes = [dataset[index] for index in range(8)]
+    assert all(scene.image.shape == (64, 64, 3) for scene in scenes) and any(len(s.keypoints) for s in scenes)
 
+
+def test_samples_that_cannot_be_made_are_an_error_at_the_start(data: Path, tmp_path: Path) -> None:
+    chosen = tiny_settings(data, tmp_path)
+    (source,) = chosen.sources
+    cases = [
+        (
+            {"compose_weight": 0.0, "backgrounds": ("people",)},
+            r"no pictures \(.*\.png\) in people: set `backgrounds` to",
+        ),
+        ({"compose_weight": 0.3, "backgrounds": ()}, "composition needs pictures without people"),
+        (
+            {"compose_weight": 0.0, "sources": (replace(source, photo_weight=0.0),)},
+            "no samples: set compose_weight or the photo_weight of a source above 0",
+        ),
+        (
+            {"compose_weight": 0.0, "sources": (replace(source, holdout_every=1),)},
+            r"people/annotations\.json: photo_weight is 0\.3, but no picture outside the held-out ones has",
+        ),
+    ]
+    for changes, said in cases:
+        with pytest.raises(DataError, match=said):
+            SceneDataset(replace(chosen, **changes))
+
+
+def test_held_out_people_are_neither_shown_nor_cut_out(data: Path, tmp_path: Path) -> None:
     settings = tiny_settings(data, tmp_path)
     whole = SceneDataset(settings)
     part = SceneDataset(replace(settings, sources=(replace(settings.sources[0], holdout_every=2),)))
