@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from training.model import LiveNetwork, ModelSettings
+from training.settings import TrainSettings, changed_settings
 
 
 class CheckpointError(RuntimeError):
@@ -78,6 +79,23 @@ def read_state(path: Path) -> dict[str, Any]:
         return json.loads((path / "state.json").read_text())  # type: ignore[no-any-return]
     except (OSError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path} is not a checkpoint (expected state.json and *.safetensors): {error}") from error
+
+
+def require_same_settings(path: Path, settings: TrainSettings) -> None:
+    """Refuse to continue a checkpoint with settings that would make it another run; see `changed_settings`.
+
+    Raises:
+        CheckpointError: names each setting that differs, with both values.
+    """
+    try:
+        changes = changed_settings(read_state(path)["settings"], settings)
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{path} does not fit this run: {error}; another --output starts a new one") from error
+    if changes:
+        raise CheckpointError(
+            f"{path} does not fit this run: {'; '.join(changes)}; give the settings it has, or another --output for a "
+            "new run"
+        )
 
 
 def load_weights(path: Path, *, average: bool = True) -> LiveNetwork:

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from training.model import ModelSettings
+
+# Settings that a resumed run may change: its length, where things are, and when it reports.
+MAY_CHANGE = (
+    "data",
+    "output",
+    "init_movenet",
+    "init_checkpoint",
+    "steps",
+    "workers",
+    "log_every",
+    "validate_every",
+    "checkpoint_every",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +96,20 @@ class TrainSettings:
         return json.loads(json.dumps(dataclasses.asdict(self), default=str))  # type: ignore[no-any-return]
 
 
+def _part(kind: Any, content: dict[str, Any], what: str) -> Any:
+    """Settings within settings, with the names of unknown and missing keys in the error."""
+    fields = dataclasses.fields(kind)
+    known = {f.name for f in fields}
+    unknown = sorted(set(content) - known)
+    if unknown:
+        raise ValueError(f"unknown settings {', '.join(unknown)} of {what}; known are {', '.join(sorted(known))}")
+    required = (f.name for f in fields if f.default is dataclasses.MISSING)
+    missing = [name for name in required if name not in content]
+    if missing:
+        raise ValueError(f"{what} lacks {', '.join(missing)}")
+    return kind(**content)
+
+
 def settings_from_json(content: dict[str, Any], **overrides: Any) -> TrainSettings:
     """Settings out of a recipe or a checkpoint; unknown keys are an error, keyword arguments win.
 
@@ -99,11 +127,53 @@ def settings_from_json(content: dict[str, Any], **overrides: Any) -> TrainSettin
     if isinstance(merged.get("model"), dict):
         model = dict(merged["model"])
         model["seg_dilations"] = tuple(model.get("seg_dilations", ModelSettings.seg_dilations))
-        merged["model"] = ModelSettings(**model)
+        merged["model"] = _part(ModelSettings, model, "the model")
     merged["sources"] = tuple(
-        s if isinstance(s, SourceSettings) else SourceSettings(**s) for s in merged.get("sources", ())
+        s if isinstance(s, SourceSettings) else _part(SourceSettings, s, "a source") for s in merged.get("sources", ())
     )
     for name in ("backgrounds", "canvas", "relative_rate_parts"):
         if name in merged:
             merged[name] = tuple(merged[name])
     return TrainSettings(**merged)
+
+
+def changed_settings(stored: dict[str, Any], given: TrainSettings) -> list[str]:
+    """What a run would continue with other settings than its checkpoint has, but for those in `MAY_CHANGE`.
+
+    Args:
+        stored: `TrainSettings.to_json` of the checkpoint. A key it lacks is younger than the checkpoint and counts as
+            its default.
+        given: the settings of the run.
+
+    Returns:
+        One phrase for each difference, with the setting's name (``lr_scale.backbone``, ``sources[0].complete``) and
+        both values.
+
+    Raises:
+        ValueError: the stored settings are not of this version.
+    """
+    old, new = (
+        dict(_flat("", {name: value for name, value in settings.to_json().items() if name not in MAY_CHANGE}))
+        for settings in (settings_from_json(stored, data=given.data, output=given.output), given)
+    )
+    return [
+        f"{name} was {_shown(old, name)}, now {_shown(new, name)}"
+        for name in sorted(old.keys() | new.keys())
+        if name not in old or name not in new or old[name] != new[name]
+    ]
+
+
+def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """JSON as (dotted name, number or text) pairs."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(f"{name}.{key}" if name else key, inner)
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _flat(f"{name}[{index}]", inner)
+    else:
+        yield name, value
+
+
+def _shown(values: dict[str, Any], name: str) -> str:
+    return repr(values[name]) if name in values else "absent"

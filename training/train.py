@@ -27,7 +27,14 @@ from torch import Tensor, distributed
 from kernels.coordinates import F32
 from kernels.pose_decoding import DecodeParameters, decode_people
 from kernels.pose_fit import PAPER_TEMPLATES, prepare_templates
-from training.checkpoint import CheckpointError, latest_checkpoint, load_weights, restore, save_checkpoint
+from training.checkpoint import (
+    CheckpointError,
+    latest_checkpoint,
+    load_weights,
+    require_same_settings,
+    restore,
+    save_checkpoint,
+)
 from training.dataset import DataError, Scene, SceneDataset
 from training.graphs import people_candidates
 from training.losses import distillation_loss, keypoint_losses, keypoint_targets, mask_loss
@@ -212,12 +219,16 @@ def train(settings: TrainSettings, *, stop_after: int | None = None) -> Path:
 
     Args:
         settings: the run. A folder that already holds checkpoints is resumed, and must hold the same settings but for
-            length and paths.
+            length, paths and intervals (`training.settings.MAY_CHANGE`).
         stop_after: end early after this step, as an interruption would.
 
     Raises:
-        NonFiniteLoss: the loss is not finite. DataError, CheckpointError: inputs cannot be read.
+        NonFiniteLoss: the loss is not finite. DataError, CheckpointError: inputs cannot be read, or the folder holds
+            another run. ValueError: settings contradict each other.
     """
+    newest = latest_checkpoint(settings.output)
+    if newest is not None:
+        require_same_settings(newest, settings)
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     device = (
         torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -233,7 +244,6 @@ def train(settings: TrainSettings, *, stop_after: int | None = None) -> Path:
     history: list[dict[str, Any]] = []
     first_step = 0
     scaler = torch.amp.GradScaler(enabled=settings.amp and device.type == "cuda")
-    newest = latest_checkpoint(settings.output)
     if newest is not None:
         state = restore(newest, network=network, ema=average, optimiser=optimiser)
         first_step, history = state["step"], state["history"]

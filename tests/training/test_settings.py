@@ -41,6 +41,22 @@ def test_unknown_keys_are_named_with_the_known_ones() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        (
+            {"sources": [{"annotations": "a", "images": "b", "wieght": 1}]},
+            r"unknown settings wieght of a source; known are",
+        ),
+        ({"sources": [{"images": "b"}]}, r"a source lacks annotations"),
+        ({"model": {"width": 3}}, r"unknown settings width of the model; known are .*seg_width"),
+    ],
+)
+def test_parts_of_a_recipe_are_checked_too(change: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        settings_from_json({**tiny_settings(Path("data"), Path("out")).to_json(), **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
         ({"canvas": [100, 128]}, "canvas must be multiples of 32, got .100, 128."),
         ({"schedule": "linear"}, "schedule must be one of cosine, paper, release, got 'linear'"),
         ({"optimiser": "sgd"}, "optimiser must be one of adamw, adam, got 'sgd'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,7 +21,7 @@ from kernels.pose_decoding import DecodeParameters
 from kernels.pose_fit import PAPER_TEMPLATES, prepare_templates
 from tests.training.drawn_people import TINY_MODEL, drawn_mask, drawn_pose, tiny_settings
 from tests.training.published_weights import published
-from training.checkpoint import latest_checkpoint, read_state
+from training.checkpoint import CheckpointError, latest_checkpoint, read_state
 from training.dataset import Scene
 from training.losses import mask_loss
 from training.model import LiveNetwork, SegModule
@@ -294,12 +295,74 @@ def test_a_finished_run_is_not_run_again(uninterrupted: tuple[TrainSettings, Pat
 
 
 def test_another_network_in_the_same_folder_is_refused(uninterrupted: tuple[TrainSettings, Path]) -> None:
-    from training.checkpoint import CheckpointError
-
     settings = uninterrupted[0]
     wider = replace(settings, model=replace(settings.model, seg_width=12))
-    with pytest.raises(CheckpointError, match="step-0000006 does not fit this run"):
+    with pytest.raises(CheckpointError, match=r"step-0000006 does not fit this run: model\.seg_width was 8, now 12"):
         train(wider)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"seed": 1, "canvas": (64, 96)}, "canvas[1] was 64, now 96; seed was 0, now 1"),
+        (
+            {"lr_scale": {**dict.fromkeys(LiveNetwork(TINY_MODEL)._modules, 1.0), "backbone": 0.5}},
+            "lr_scale.backbone was",
+        ),
+        ({"sources": ()}, "sources[0].annotations was 'people/annotations.json', now absent"),
+        ({"backgrounds": ("backgrounds", "backgrounds")}, "backgrounds[1] was absent, now 'backgrounds'"),
+        ({"schedule": "paper"}, "schedule was 'cosine', now 'paper'"),
+    ],
+    ids=["numbers", "one rate", "no sources", "more backgrounds", "a word"],
+)
+def test_other_settings_in_the_same_folder_are_refused_by_name(
+    uninterrupted: tuple[TrainSettings, Path], changes: dict, said: str
+) -> None:
+    settings, checkpoint = uninterrupted
+    before = (checkpoint / "state.json").read_bytes()
+    with pytest.raises(CheckpointError, match="step-0000006 does not fit this run") as caught:
+        train(replace(settings, **changes))
+    assert said in str(caught.value)
+    assert (checkpoint / "state.json").read_bytes() == before
+
+
+def test_length_paths_workers_and_intervals_may_change(
+    uninterrupted: tuple[TrainSettings, Path], tmp_path: Path
+) -> None:
+    settings, checkpoint = uninterrupted
+    (tmp_path / "data").symlink_to(settings.data)
+    moved = replace(
+        settings,
+        steps=5,  # done already: nothing is run
+        data=tmp_path / "data",
+        output=tmp_path / "moved",
+        init_checkpoint=checkpoint,
+        workers=1,
+        log_every=1,
+        validate_every=9,
+        checkpoint_every=9,
+    )
+    shutil.copytree(settings.output, moved.output)
+    assert train(moved) == moved.output / "step-0000006"
+
+
+def test_a_setting_younger_than_the_checkpoint_counts_as_its_default(
+    uninterrupted: tuple[TrainSettings, Path], tmp_path: Path
+) -> None:
+    settings = replace(uninterrupted[0], output=tmp_path / "old")
+    shutil.copytree(uninterrupted[0].output, settings.output)
+    path = settings.output / "step-0000006" / "state.json"
+    state = json.loads(path.read_text())
+    del state["settings"]["distill_weight"], state["settings"]["model"]["family"]
+    del state["settings"]["sources"][0]["holdout_every"]
+    path.write_text(json.dumps(state))
+    assert train(settings) == path.parent
+    with pytest.raises(CheckpointError, match=r"distill_weight was 0\.0, now 1\.0"):
+        train(replace(settings, distill_weight=1.0))
+    state["settings"]["of_the_future"] = 3
+    path.write_text(json.dumps(state))
+    with pytest.raises(CheckpointError, match="does not fit this run: unknown training settings of_the_future"):
+        train(settings)
 
 
 def test_a_run_can_start_from_a_checkpoint(uninterrupted: tuple[TrainSettings, Path], tmp_path: Path) -> None:
