@@ -76,7 +76,7 @@ class TrainSettings:
     gradient_clip: float = 5.0
     ema: float = 0.998
     mask_loss_weight: float = 3.0
-    keypoint_loss_weight: float = 1.0
+    keypoint_loss_weight: float = 1.0  # 0 also freezes the keypoint heads and ends distillation
     distill_weight: float = 0.0  # of staying close to the initial weights (`init_movenet`) where people are unlabelled
     predicted_pose_share: float = 0.5  # share of ROIs that use the network's own decoded pose where it finds the person
     workers: int = 1
@@ -91,6 +91,10 @@ class TrainSettings:
         for name, allowed in (("schedule", ("cosine", "paper", "release")), ("optimiser", ("adamw", "adam"))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+
+    def rate_scale(self, part: str) -> float:
+        """`lr_scale` of a part of the network; the keypoint heads are frozen where no loss would teach them."""
+        return 0.0 if part == "keypoint_heads" and self.keypoint_loss_weight == 0 else self.lr_scale[part]
 
     def to_json(self) -> dict[str, Any]:
         return json.loads(json.dumps(dataclasses.asdict(self), default=str))  # type: ignore[no-any-return]

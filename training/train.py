@@ -84,7 +84,7 @@ def build_optimiser(network: LiveNetwork, settings: TrainSettings) -> torch.opti
     """
     groups: list[dict[str, Any]] = []
     for part, module in network.named_children():
-        scale = settings.lr_scale[part]
+        scale = settings.rate_scale(part)
         for parameter in module.parameters():
             parameter.requires_grad_(scale > 0)
         if scale > 0:
@@ -128,7 +128,9 @@ class Trainer(torch.nn.Module):
         super().__init__()
         self.network, self.settings = network, settings
         self.templates = prepare_templates(PAPER_TEMPLATES)
-        self.learns_keypoints = any(settings.lr_scale[part] > 0 for part in ("backbone", "top_down", "keypoint_heads"))
+        self.learns_keypoints = settings.keypoint_loss_weight > 0 and any(
+            settings.lr_scale[part] > 0 for part in ("backbone", "top_down", "keypoint_heads")
+        )
         self.trunk_frozen = all(settings.lr_scale[part] == 0 for part in ("backbone", "top_down"))
         self.decoding = DecodeParameters()
         self.reference: list[LiveNetwork] = []  # in a list: its weights are no part of this module
@@ -152,7 +154,7 @@ class Trainer(torch.nn.Module):
         settings = self.settings
         maps = self.maps(image)
         losses: dict[str, Tensor] = {}
-        if self.learns_keypoints and settings.keypoint_loss_weight > 0:
+        if self.learns_keypoints:
             targets = keypoint_targets(scenes).to(image.device)
             for name, loss in keypoint_losses(maps, targets).items():
                 losses[name] = settings.keypoint_loss_weight * loss
@@ -178,9 +180,10 @@ class Trainer(torch.nn.Module):
             losses["mask"] = settings.mask_loss_weight * mask_loss(logits.float(), rois.targets)
         else:
             losses["mask"] = 0.0 * maps["features"].sum()
-            if distributed.is_initialized():  # replicas exchange the gradient of every parameter, or all of them wait
-                unused = torch.cat([p.flatten() for p in self.network.seg_module.parameters() if p.requires_grad])
-                losses["mask"] = losses["mask"] + 0.0 * unused.sum()
+            # Replicas exchange the gradient of every parameter, or all of them wait: zero where nothing was learned.
+            for parameter in self.network.seg_module.parameters():
+                if parameter.requires_grad:
+                    losses["mask"] = losses["mask"] + 0.0 * parameter.sum()
         return losses
 
 
@@ -200,7 +203,7 @@ def set_mode(network: LiveNetwork, settings: TrainSettings) -> None:
     """Training mode for what learns; frozen parts stay as they serve."""
     network.train()
     for part, module in network.named_children():
-        if settings.lr_scale[part] == 0:
+        if settings.rate_scale(part) == 0:
             module.eval()
 
 

@@ -41,6 +41,7 @@ from training.train import (
     update_average,
 )
 
+FROZEN = dict.fromkeys(LiveNetwork(TINY_MODEL)._modules, 0.0)
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -108,6 +109,21 @@ def test_relative_rates_are_shares_of_each_tensor() -> None:
     stem = network.backbone.stem.weight
     assert rates[id(stem)] == pytest.approx(1e-3 * float(stem.detach().square().mean().sqrt()), rel=1e-5)
     assert rates[id(next(network.seg_module.parameters()))] == 1e-3
+
+
+def test_keypoint_heads_without_a_loss_are_frozen() -> None:
+    settings = settings_with(keypoint_loss_weight=0.0, distill_weight=1.0, init_movenet=None)
+    network = LiveNetwork(TINY_MODEL)
+    build_optimiser(network, settings)
+    set_mode(network, settings)
+    for part, module in network.named_children():
+        assert all(p.requires_grad == (part != "keypoint_heads") for p in module.parameters()), part
+        assert module.training == (part != "keypoint_heads"), part
+    trainer = Trainer(network, settings)
+    assert not trainer.learns_keypoints and not trainer.reference
+    only_heads = settings_with(keypoint_loss_weight=0.0, lr_scale={**FROZEN, "keypoint_heads": 1.0})
+    with pytest.raises(ValueError, match="every part of the network is frozen"):
+        build_optimiser(LiveNetwork(TINY_MODEL), only_heads)
 
 
 def test_all_frozen_is_an_error_and_so_is_an_unknown_start(tmp_path: Path, data: Path) -> None:
@@ -464,9 +480,20 @@ def test_staying_close_to_the_first_weights_costs_nothing_at_the_start(tmp_path:
 # Several processes
 
 
-def test_a_step_without_masks_does_not_stop_the_exchange_of_gradients(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"keypoint_loss_weight": 0.0},
+        {"keypoint_loss_weight": 0.0, "lr_scale": {**FROZEN, "keypoint_heads": 1.0, "mask_laterals": 1.0}},
+        {"lr_scale": {**FROZEN, "keypoint_heads": 1.0}},
+        {"lr_scale": {**FROZEN, "seg_module": 1.0}},
+    ],
+    ids=["everything", "no keypoint loss", "no keypoint loss, frozen trunk", "heads alone", "mask module alone"],
+)
+def test_a_step_without_masks_does_not_stop_the_exchange_of_gradients(tmp_path: Path, changes: dict) -> None:
     """A replica that met nobody with a mask must still take part, or the others wait for its gradients forever."""
-    settings = settings_with()
+    settings = settings_with(**changes)
     distributed.init_process_group(
         "gloo", store=distributed.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1
     )
@@ -478,9 +505,22 @@ def test_a_step_without_masks_does_not_stop_the_exchange_of_gradients(tmp_path: 
         for scenes in ([people_scene()], [people_scene(20)], [people_scene()]):
             losses = model(image, scenes, np.random.default_rng(0))
             torch.stack(list(losses.values())).sum().backward()  # raises if the step before left gradients open
-        assert all(p.grad is not None for p in network.parameters())
+        assert all((p.grad is not None) == p.requires_grad for p in network.parameters())
     finally:
         distributed.destroy_process_group()
+
+
+def test_a_step_that_teaches_nothing_has_a_gradient_of_zero() -> None:
+    """The mask module learns alone, and nobody in the batch has a mask."""
+    settings = settings_with(lr_scale={**FROZEN, "seg_module": 1.0})
+    network = LiveNetwork(settings.model)
+    build_optimiser(network, settings)
+    losses = Trainer(network, settings)(
+        torch.zeros(1, 3, 96, 128, dtype=torch.uint8), [people_scene()], np.random.default_rng(0)
+    )
+    torch.stack(list(losses.values())).sum().backward()
+    gradients = [p.grad for p in network.seg_module.parameters()]
+    assert all(gradient is not None and not gradient.any() for gradient in gradients)
 
 
 SCRIPT = """
