@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,7 +20,7 @@ from tests.tolerances import GRID_SAMPLE
 from tests.training.drawn_people import TINY_MODEL, tiny_settings
 from training import export_onnx
 from training.checkpoint import save_checkpoint
-from training.export_onnx import DOMAIN, ExportError, compare, export_segment, main
+from training.export_onnx import DOMAIN, ExportError, compare, export_keypoints, export_segment, main
 from training.model import FEATURE_FROM_INPUT, LiveNetwork
 
 # The exporter of PyTorch and onnxscript speak of their own future; nothing that this code could change.
@@ -98,6 +99,131 @@ def test_another_network_is_noticed(folder: Path) -> None:
     other = LiveNetwork(replace(TINY_MODEL, roi_size=64)).eval()
     with pytest.raises(ExportError, match="exported graphs differ from the network by"):
         compare(other, folder / "keypoints.onnx", folder / "segment.onnx", sizes=((64, 64),), people=(2,))
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> tuple[LiveNetwork, Path]:
+    """As PyTorch makes it: maps so flat that rounding decides where the peaks are and which come first."""
+    torch.manual_seed(0)
+    made = LiveNetwork(replace(TINY_MODEL, roi_size=64)).eval()
+    with torch.no_grad():
+        heat = made(torch.randint(0, 255, (1, 3, 96, 128), dtype=torch.uint8))["heatmaps"].sigmoid()
+    assert float(heat.std((2, 3)).max()) < 2e-3
+    path = tmp_path_factory.mktemp("untrained")
+    onnx.save(export_keypoints(made), str(path / "keypoints.onnx"))
+    onnx.save(export_segment(made), str(path / "segment.onnx"))
+    return made, path
+
+
+def test_flat_maps_are_compared_whatever_the_order_of_their_peaks(untrained: tuple[LiveNetwork, Path]) -> None:
+    network, path = untrained
+    worst = compare(network, path / "keypoints.onnx", path / "segment.onnx", sizes=((128, 160), (64, 96)), people=(3,))
+    assert worst < 1e-4
+
+
+def changed_output(path: Path, name: str, kind: str, constant: Any, changed: Path) -> None:
+    """Write a graph with one more node at an output: `Add` or `Mul` of a constant, or `Gather` of rows."""
+    model = onnx.load(str(path))
+    for node in model.graph.node:
+        for index, output in enumerate(node.output):
+            if output == name:
+                node.output[index] = f"{name}_before"
+        for index, value in enumerate(node.input):
+            if value == name:
+                node.input[index] = f"{name}_before"
+    array = np.asarray(constant, np.int64 if kind == "Gather" else np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(array, f"{name}_constant"))
+    axis = {"axis": 2 if name == "joint_candidates" else 1} if kind == "Gather" else {}
+    model.graph.node.append(onnx.helper.make_node(kind, [f"{name}_before", f"{name}_constant"], [name], **axis))
+    onnx.checker.check_model(model)
+    onnx.save(model, str(changed))
+
+
+REVERSED, WITHOUT_THE_FIRST, ONLY_THE_FIRST = list(range(31, -1, -1)), [*range(1, 32), 31], [0] * 32
+CHANGES = [
+    ("person_scores", "Mul", 1.02),
+    ("person_scores", "Gather", WITHOUT_THE_FIRST),
+    ("person_keypoints", "Add", [1, 0, 0]),
+    ("person_keypoints", "Add", [0, -1, 0]),
+    ("person_keypoints", "Add", [0, 0, 0.05]),
+    ("person_keypoints", "Gather", REVERSED),
+    ("joint_candidates", "Add", [1, 0, 0, 0]),
+    ("joint_candidates", "Add", [0, -1, 0, 0]),
+    ("joint_candidates", "Add", [0, 0, 0.01, 0]),
+    ("joint_candidates", "Add", [0, 0, 0, 0.1]),
+    ("joint_candidates", "Gather", REVERSED),
+    ("joint_candidates", "Gather", WITHOUT_THE_FIRST),
+    ("joint_candidates", "Gather", ONLY_THE_FIRST),
+    ("features", "Add", 0.01),
+    ("probabilities", "Mul", 0.99),
+    ("scores", "Mul", 0.99),
+]
+FLAT_CHANGES = [  # of the keypoint graph, where the rows of a flat map are not all alike
+    change for change in CHANGES if change[1] != "Gather" and change[0] not in {"probabilities", "scores"}
+]
+
+
+@pytest.mark.parametrize(("output", "kind", "constant"), CHANGES, ids=[f"{o} {k} {c}"[:45] for o, k, c in CHANGES])
+def test_a_graph_that_computes_something_else_is_caught(
+    network: LiveNetwork, folder: Path, tmp_path: Path, output: str, kind: str, constant: Any
+) -> None:
+    graphs = {name: folder / f"{name}.onnx" for name in ("keypoints", "segment")}
+    name = "segment" if output in {"probabilities", "scores"} else "keypoints"
+    changed_output(graphs[name], output, kind, constant, tmp_path / "changed.onnx")
+    with pytest.raises(ExportError, match="exported graphs differ from the network by"):
+        compare(network, **{**graphs, name: tmp_path / "changed.onnx"}, sizes=((64, 96),), people=(2,))
+
+
+@pytest.mark.parametrize(("output", "kind", "constant"), FLAT_CHANGES, ids=[f"{o} {c}" for o, _, c in FLAT_CHANGES])
+def test_flat_maps_still_catch_what_does_not_depend_on_order(
+    untrained: tuple[LiveNetwork, Path], tmp_path: Path, output: str, kind: str, constant: Any
+) -> None:
+    network, path = untrained
+    changed_output(path / "keypoints.onnx", output, kind, constant, tmp_path / "changed.onnx")
+    with pytest.raises(ExportError, match="exported graphs differ from the network by"):
+        compare(network, tmp_path / "changed.onnx", path / "segment.onnx", sizes=((64, 96),), people=(1,))
+
+
+def test_windows_of_another_size_are_caught(network: LiveNetwork, folder: Path, tmp_path: Path) -> None:
+    """Too few peaks where the window is larger, cells that are none where it is smaller."""
+    model = onnx.load(str(folder / "keypoints.onnx"))
+    pools = [node for node in model.graph.node if node.op_type == "MaxPool"]
+    assert len(pools) == 2
+    for pool in pools:
+        attributes = {a.name: a for a in pool.attribute}
+        before = list(attributes["kernel_shape"].ints)
+        pads = list(attributes["pads"].ints)
+        size = 8 - before[0]  # 3 for 5 and 5 for 3
+        attributes["kernel_shape"].ints[:] = [size] * 2
+        attributes["pads"].ints[:] = [size // 2] * 4
+        onnx.save(model, str(tmp_path / "changed.onnx"))
+        with pytest.raises(ExportError, match="exported graphs differ from the network by"):
+            compare(network, tmp_path / "changed.onnx", folder / "segment.onnx", sizes=((64, 96),), people=(1,))
+        attributes["kernel_shape"].ints[:], attributes["pads"].ints[:] = before, pads
+
+
+def test_difference_of_peaks_by_hand() -> None:
+    probability = np.zeros((4, 5))
+    probability[1, 1], probability[1, 2], probability[3, 4] = 0.8, 0.75, 0.3  # 0.75 is no peak
+    cells = np.arange(20.0)[:, None] / 20  # a value by which a cell is told from the others
+    rows, heights = cells[[6, 19]], np.array([0.8, 0.3])
+
+    def difference(rows: Any, heights: Any) -> float:
+        filled = np.zeros((4, 1)), np.zeros(4)
+        filled[0][: len(rows)], filled[1][: len(rows)] = rows, heights
+        return export_onnx.peak_difference(filled[0], filled[1], cells, probability, 3)
+
+    assert difference(rows, heights) == 0
+    assert difference(rows[::-1], heights[::-1]) == 0
+    assert difference(rows + 0.01, heights) == pytest.approx(0.01)
+    assert difference(rows, heights - 0.02) == pytest.approx(0.02)
+    assert difference(rows[1:], heights[1:]) == pytest.approx(0.05)  # a peak is missed that is 0.05 above its neighbour
+    assert difference(rows[:1], heights[:1]) == pytest.approx(0.3)
+    assert difference(cells[[6, 19, 7]], [0.8, 0.3, 0.75]) == pytest.approx(0.05)  # a row that is none
+    assert difference(rows[[0, 1, 1]], heights[[0, 1, 1]]) == pytest.approx(0.3)  # the same twice
+    assert difference(rows, [np.nan, 0.3]) > 1 and difference(rows * np.nan, heights) > 1
+    full = export_onnx.peak_difference(rows[:1], heights[:1], cells, probability, 3)
+    assert full == 0  # the list is full: what is lower than its last row need not be there
 
 
 def test_the_segment_graph_has_one_node_of_our_domain_and_its_meaning(folder: Path) -> None:
