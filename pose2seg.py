@@ -69,7 +69,7 @@ def stream(
         engine: what runs the networks, one of `engines.ENGINE_NAMES`.
         threads: cores each network may use; all by default.
         long_side: long side of the network input in px; the model's own by default.
-        person_threshold: people below this score (0..1) are left out; the model's own by default.
+        person_threshold: score (0..1) it takes to appear, half of it to stay; the model's own by default.
         joint_threshold: joints below this confidence (0..1) do not guide the mask; the model's own by default.
         mask_threshold: mask pixels are those above this probability (0..1).
         max_frames: stop after this many frames.

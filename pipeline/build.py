@@ -131,6 +131,7 @@ def model_stages(settings: Settings, model: Model) -> tuple[KeypointStage, Affin
             artifact.templates,
             roi_size=artifact.roi_size,
             joint_threshold=_chosen(settings.joint_threshold, artifact.joint_threshold),
+            person_threshold=_chosen(settings.person_threshold, artifact.person_threshold),
         ),
         SegmentStage(model.segment_engine, feature_from_input=artifact.feature_from_input, roi_size=artifact.roi_size),
     )

@@ -108,6 +108,7 @@ class AlignedRois(ShapesInRepr):
 
     Attributes:
         poses: the people.
+        ids: (N,) int32, all different, stable within a clip.
         joint_visible: (N, 17) bool: joints whose confidence reached the joint threshold; only these guide the mask.
         roi_from_frame: (N, 2, 3) float32.
         template_index: (N,) int32; -1: no template fits, the window is the whole frame.
@@ -115,6 +116,7 @@ class AlignedRois(ShapesInRepr):
     """
 
     poses: Poses
+    ids: I32
     joint_visible: np.ndarray[Any, np.dtype[np.bool_]]
     roi_from_frame: F32
     template_index: I32

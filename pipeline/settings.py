@@ -49,7 +49,7 @@ class Settings:
         None, "long side of the network input in px; smaller is faster; the model's own by default", metavar="PX"
     )
     person_threshold: float | None = _option(
-        None, "people below this score (0..1) are left out; the model's own by default", metavar="P"
+        None, "score (0..1) it takes to appear, half of it to stay; the model's own by default", metavar="P"
     )
     joint_threshold: float | None = _option(
         None, "joints below this confidence (0..1) do not guide the mask; the model's own by default", metavar="P"

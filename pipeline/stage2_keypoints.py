@@ -10,6 +10,8 @@ from kernels.letterbox import Letterbox, letterbox, plan_letterbox
 from kernels.pose_decoding import DecodeParameters, decode_people
 from pipeline.messages import Frame, Poses
 
+KEPT_SHARE = 0.5  # of the person threshold: what somebody who is tracked may sink to
+
 
 class KeypointStage:
     """Owns the keypoint engine."""
@@ -31,13 +33,14 @@ class KeypointStage:
             engine: of the keypoint graph; closed with the stage.
             long_side: long side of the network input, px.
             input_multiple: both sides of the input are multiples of it.
-            person_threshold: people below this score are left out.
+            person_threshold: people below this score are left out here; `KEPT_SHARE` of it is enough, since those who
+                are known already may go on with less than it takes to appear.
             parameters: of the grouping.
         """
         self._engine = engine
         self._long_side = long_side
         self._multiple = input_multiple
-        self._person_threshold = person_threshold
+        self._kept_from = KEPT_SHARE * person_threshold
         self._parameters = parameters
         self._plan: Letterbox | None = None
         self._input: U8 = np.zeros((0, 0, 3), np.uint8)
@@ -60,7 +63,7 @@ class KeypointStage:
             outputs["joint_candidates"][0],
             parameters=self._parameters,
         )
-        wanted = scores >= self._person_threshold
+        wanted = scores >= self._kept_from
         keypoints, scores = keypoints[wanted], scores[wanted]
         frame_keypoints: F32 = keypoints.copy()
         if len(keypoints):

@@ -1,30 +1,36 @@
-"""Poses -> AlignedRois: where each person's upright window lies, by a fit of the pose to the model's templates."""
+"""Poses -> AlignedRois: who each person is, and the upright window that the pose's fit to the templates gives."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 
 from kernels.coordinates import F32
 from kernels.pose_fit import fit_poses, whole_frame_roi
 from pipeline.messages import AlignedRois, Poses
+from pipeline.tracking import PersonTracker
 
 
 class AffineStage:
-    """Fits all people of a frame in one call."""
+    """Names all people of a frame, drops weak poses that continue nobody, and fits the rest in one call."""
 
     name = "affine"
 
-    def __init__(self, templates: F32, *, roi_size: int, joint_threshold: float) -> None:
+    def __init__(self, templates: F32, *, roi_size: int, joint_threshold: float, person_threshold: float) -> None:
         """Keep what the model prescribes.
 
         Args:
             templates: (T, 17, 3), see `kernels.pose_fit.fit_poses`.
             roi_size: side of the window, ROI px.
             joint_threshold: joints below this confidence are not fitted.
+            person_threshold: score that it takes to appear; see `pipeline.tracking`.
         """
         self._templates = templates
         self._roi_size = roi_size
         self._joint_threshold = joint_threshold
+        self._person_threshold = person_threshold
+        self._tracker = PersonTracker()
 
     def open(self) -> None:
         fit_poses(  # compiles
@@ -37,9 +43,19 @@ class AffineStage:
     def process(self, poses: Poses) -> AlignedRois:
         visible = poses.keypoints[:, :, 2] >= self._joint_threshold
         visible &= poses.keypoints[:, :, 2] > 0
+        frame = poses.frame
+        ids = self._tracker.assign(
+            poses.keypoints,
+            visible,
+            poses.scores >= self._person_threshold,
+            clip=frame.clip,
+            time_s=frame.pts_s,
+        )
+        named = ids > 0
+        poses = replace(poses, keypoints=poses.keypoints[named], scores=poses.scores[named])
+        visible = visible[named]
         usable = poses.keypoints.copy()
         usable[~visible] = 0.0
-        frame = poses.frame
         fit = fit_poses(
             usable,
             self._templates,
@@ -48,6 +64,7 @@ class AffineStage:
         )
         return AlignedRois(
             poses=poses,
+            ids=ids[named],
             joint_visible=visible,
             roi_from_frame=fit.roi_from_frame,
             template_index=fit.template_index,

@@ -1,4 +1,4 @@
-"""InstanceMasks -> FrameResult: masks into the frame, ids, and the picture of it all where somebody wants one."""
+"""InstanceMasks -> FrameResult: masks into the frame, and the picture of it all where somebody wants one."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from kernels.mask_paste import paste_masks
 from pipeline.messages import FrameResult, InstanceMasks
 from pipeline.overlay import draw_people
 from pipeline.person import Person
-from pipeline.tracking import PersonTracker
 
 
 class ComposeStage:
-    """Pastes masks inside each person's box only, names the people, draws."""
+    """Pastes masks inside each person's box only, and draws."""
 
     name = "compose"
 
@@ -25,7 +24,6 @@ class ComposeStage:
         """
         self._mask_threshold = mask_threshold
         self._draw = draw
-        self._tracker = PersonTracker()
 
     def open(self) -> None:
         paste_masks(  # compiles
@@ -39,11 +37,10 @@ class ComposeStage:
         crops = paste_masks(
             masks.probabilities, rois.roi_from_frame, frame.height, frame.width, threshold=self._mask_threshold
         )
-        ids = self._tracker.assign(poses.keypoints, rois.joint_visible, clip=frame.clip, time_s=frame.pts_s)
         scores = poses.scores * masks.scores  # ranks masks better than either factor: docs/experiments.md
         people = [
             Person(
-                id=int(ids[n]),
+                id=int(rois.ids[n]),
                 score=float(scores[n]),
                 keypoints=poses.keypoints[n],
                 joint_visible=rois.joint_visible[n],

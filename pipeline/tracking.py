@@ -4,6 +4,9 @@ Association by pose: every known person is moved on by their last speed, compare
 keypoint similarity (OKS) and by the overlap of the joint boxes, and the best pairs are taken first. A person who is
 not seen is remembered for about a second. Appearance is not looked at, so two people who hide each other completely
 may come out exchanged.
+
+Whoever is known may go on with a lower score than it takes to appear: a person who is half hidden for a moment keeps
+mask and id, while a weak pose that fits nobody known stays out.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ MEMORY_S = 1.0
 MIN_SIMILARITY = (
     0.15  # of the better of OKS and box overlap, after both are discounted; below it a person is somebody new
 )
+MIN_SIMILARITY_OF_WEAK = 0.3  # a pose too weak to be somebody new must look more like the one it continues
 MOTION_SLACK = 4.0  # OKS spreads are made for annotation noise; between two frames people move more than that
 SPEED_SMOOTHING = 0.5  # share of the old speed that is kept
 BOX_WEIGHT = 0.5
@@ -47,6 +51,7 @@ class PersonTracker:
         self,
         keypoints: F32,
         joint_visible: np.ndarray[tuple[int, ...], np.dtype[np.bool_]],
+        may_be_new: np.ndarray[tuple[int, ...], np.dtype[np.bool_]],
         *,
         clip: int,
         time_s: float,
@@ -56,11 +61,12 @@ class PersonTracker:
         Args:
             keypoints: (N, 17, 3): x, y in frame px, confidence.
             joint_visible: (N, 17) bool: joints to compare.
+            may_be_new: (N,) bool: poses sure enough to be somebody who was not there before.
             clip: number of the source file; another one starts anew.
             time_s: presentation time, s.
 
         Returns:
-            (N,) int32 ids, all different.
+            (N,) int32 ids, all different but for 0: a weak pose that continues nobody.
         """
         if clip != self._clip:
             self._clip, self._tracks, self._next_id = clip, [], 1
@@ -71,13 +77,15 @@ class PersonTracker:
         for column, track in enumerate(self._tracks):
             expected = track.keypoints + track.speed_px_s * (time_s - track.seen_s)
             for row in range(len(points)):
-                similarity[row, column] = pose_similarity(points[row], joint_visible[row], expected, track.visible)
+                value = pose_similarity(points[row], joint_visible[row], expected, track.visible)
+                enough = MIN_SIMILARITY if may_be_new[row] else MIN_SIMILARITY_OF_WEAK
+                similarity[row, column] = value if value >= enough else 0.0
         while similarity.size and similarity.max() >= MIN_SIMILARITY:
             row, column = (int(i) for i in np.unravel_index(similarity.argmax(), similarity.shape))
             self._move(self._tracks[column], points[row], joint_visible[row], time_s)
             ids[row] = self._tracks[column].id
             similarity[row, :] = similarity[:, column] = 0.0
-        for row in np.flatnonzero(ids == 0).tolist():
+        for row in np.flatnonzero((ids == 0) & may_be_new).tolist():
             ids[row] = self._next_id
             self._next_id += 1
             self._tracks.append(

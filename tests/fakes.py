@@ -310,6 +310,7 @@ def masks_of(of: Frame, *boxes: tuple[float, float, float, float], size: int = 6
         ]
     rois = AlignedRois(
         poses=poses,
+        ids=np.arange(1, len(boxes) + 1, dtype=np.int32),
         joint_visible=np.ones((len(boxes), 17), np.bool_),
         roi_from_frame=roi_from_frame,
         template_index=np.zeros(len(boxes), np.int32),

@@ -45,6 +45,7 @@ def test_counts_of_people_must_agree() -> None:
     with pytest.raises(ValueError, match="roi_from_frame"):
         AlignedRois(
             poses=poses,
+            ids=np.ones(1, np.int32),
             joint_visible=np.ones((1, 17), np.bool_),
             roi_from_frame=np.zeros((2, 2, 3), np.float32),
             template_index=np.zeros(1, np.int32),

@@ -117,7 +117,7 @@ def test_joints_below_the_threshold_guide_nothing() -> None:
     of = frame(height=120, width=200)
     poses = poses_of(of, (50, 20, 100, 100))
     poses.keypoints[0, 9:, 2] = 0.1
-    stage = AffineStage(fake_model().artifact.templates, roi_size=64, joint_threshold=0.2)
+    stage = AffineStage(fake_model().artifact.templates, roi_size=64, joint_threshold=0.2, person_threshold=0.3)
     stage.open()
     rois = stage.process(poses)
     assert rois.joint_visible[0].tolist() == [True] * 9 + [False] * 8
@@ -130,7 +130,7 @@ def test_joints_below_the_threshold_guide_nothing() -> None:
 def test_a_threshold_of_zero_believes_no_joint_without_confidence() -> None:
     poses = poses_of(frame(), (5, 5, 30, 40))
     poses.keypoints[0, 3, 2] = 0.0
-    stage = AffineStage(fake_model().artifact.templates, roi_size=64, joint_threshold=0.0)
+    stage = AffineStage(fake_model().artifact.templates, roi_size=64, joint_threshold=0.0, person_threshold=0.3)
     assert not stage.process(poses).joint_visible[0, 3]
 
 
@@ -152,7 +152,18 @@ def test_the_person_threshold() -> None:
     assert len(scores) == 2
     between = sum(scores) / 2
     stages = model_stages(Settings(source="x", person_threshold=between), fake_model(long_side=256))
-    assert len(stages[0].process(frame(image=image)).scores) == 1
+    found = stages[0].process(frame(image=image))
+    assert len(found.scores) == 2  # both may be somebody known
+    assert len(stages[1].process(found).ids) == 1  # nobody is: it takes the threshold to appear
+    assert len(stages[1].process(found).ids) == 1
+    half = KeypointStage(
+        FakeKeypointEngine(),
+        long_side=256,
+        input_multiple=32,
+        person_threshold=2 * between,
+        parameters=DecodeParameters(),
+    )
+    assert len(half.process(frame(image=image)).scores) == 1  # below half of the threshold: not even looked at
 
 
 def test_engines_are_closed_with_their_stages() -> None:

@@ -19,9 +19,12 @@ def poses(*boxes: tuple[float, float, float, float]) -> np.ndarray:
     return keypoints
 
 
-def assign(tracker: PersonTracker, time_s: float, *boxes, clip: int = 0) -> list[int]:
+def assign(tracker: PersonTracker, time_s: float, *boxes, clip: int = 0, weak: tuple[int, ...] = ()) -> list[int]:
     keypoints = poses(*boxes)
-    return tracker.assign(keypoints, np.ones((len(boxes), 17), np.bool_), clip=clip, time_s=time_s).tolist()
+    sure = np.ones(len(boxes), np.bool_)
+    sure[list(weak)] = False
+    visible = np.ones((len(boxes), 17), np.bool_)
+    return tracker.assign(keypoints, visible, sure, clip=clip, time_s=time_s).tolist()
 
 
 def test_a_walking_person_keeps_the_id() -> None:
@@ -58,6 +61,16 @@ def test_somebody_far_away_is_somebody_else() -> None:
     assert assign(tracker, 2 * EVERY_S, (10, 20, 60, 180), (400, 20, 450, 180)) == [1, 2]
 
 
+def test_a_weak_pose_goes_on_being_somebody_but_is_nobody_new() -> None:
+    tracker = PersonTracker()
+    here, there = (10, 20, 60, 180), (200, 20, 250, 180)
+    assert assign(tracker, 0.0, here, there, weak=(1,)) == [1, 0]
+    assert assign(tracker, EVERY_S, here, there, weak=(0, 1)) == [1, 0]
+    assert assign(tracker, 2 * EVERY_S, here, there, weak=(0,)) == [1, 2]
+    assert assign(tracker, 3 * EVERY_S, here, here, there, weak=(1, 2)) == [1, 0, 2]  # a double row is nobody
+    assert assign(tracker, 4 * EVERY_S + MEMORY_S, here, weak=(0,)) == [0]
+
+
 def test_another_clip_starts_anew() -> None:
     tracker = PersonTracker()
     assert assign(tracker, 0.0, (10, 20, 60, 180), (200, 20, 250, 180)) == [1, 2]
@@ -83,7 +96,7 @@ def test_people_with_hardly_a_joint_get_ids(seen) -> None:
     visible = np.zeros((1, 17), np.bool_)
     visible[0, seen] = True
     for i in range(3):
-        ids = tracker.assign(poses((10, 20, 60, 180)), visible, clip=0, time_s=i * EVERY_S)
+        ids = tracker.assign(poses((10, 20, 60, 180)), visible, np.ones(1, np.bool_), clip=0, time_s=i * EVERY_S)
         assert ids.tolist() == [1]
 
 
