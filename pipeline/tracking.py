@@ -23,7 +23,9 @@ MIN_SIMILARITY = (
     0.15  # of the better of OKS and box overlap, after both are discounted; below it a person is somebody new
 )
 MIN_SIMILARITY_OF_WEAK = 0.3  # a pose too weak to be somebody new must look more like the one it continues
+MAX_REPETITION = 0.4  # a weak pose more similar than this to a sure one repeats it; it would drag hidden people along
 MOTION_SLACK = 4.0  # OKS spreads are made for annotation noise; between two frames people move more than that
+SLACK_PER_S = 4.0  # the longer unseen, the less is known about where somebody is
 SPEED_SMOOTHING = 0.5  # share of the old speed that is kept
 BOX_WEIGHT = 0.5
 MIN_SHARED_JOINTS = 3
@@ -77,12 +79,20 @@ class PersonTracker:
         for column, track in enumerate(self._tracks):
             expected = track.keypoints + track.speed_px_s * (time_s - track.seen_s)
             for row in range(len(points)):
-                value = pose_similarity(points[row], joint_visible[row], expected, track.visible)
+                value = pose_similarity(
+                    points[row], joint_visible[row], expected, track.visible, unseen_s=time_s - track.seen_s
+                )
                 enough = MIN_SIMILARITY if may_be_new[row] else MIN_SIMILARITY_OF_WEAK
                 similarity[row, column] = value if value >= enough else 0.0
+        for row in np.flatnonzero(~may_be_new).tolist():
+            if any(
+                pose_similarity(points[row], joint_visible[row], points[other], joint_visible[other]) > MAX_REPETITION
+                for other in np.flatnonzero(may_be_new).tolist()
+            ):
+                similarity[row] = 0.0
         while similarity.size and similarity.max() >= MIN_SIMILARITY:
             row, column = (int(i) for i in np.unravel_index(similarity.argmax(), similarity.shape))
-            self._move(self._tracks[column], points[row], joint_visible[row], time_s)
+            self._move(self._tracks[column], points[row], joint_visible[row], time_s, sure=bool(may_be_new[row]))
             ids[row] = self._tracks[column].id
             similarity[row, :] = similarity[:, column] = 0.0
         for row in np.flatnonzero((ids == 0) & may_be_new).tolist():
@@ -95,11 +105,18 @@ class PersonTracker:
 
     @staticmethod
     def _move(
-        track: _Track, points: F64, visible: np.ndarray[tuple[int, ...], np.dtype[np.bool_]], time_s: float
+        track: _Track,
+        points: F64,
+        visible: np.ndarray[tuple[int, ...], np.dtype[np.bool_]],
+        time_s: float,
+        *,
+        sure: bool,
     ) -> None:
         elapsed_s = time_s - track.seen_s
         shared = track.visible & visible
-        if elapsed_s > 0 and shared.sum() >= MIN_SHARED_JOINTS:
+        if (
+            sure and elapsed_s > 0 and shared.sum() >= MIN_SHARED_JOINTS
+        ):  # half hidden, the joints seen move by themselves
             speed = np.median(points[shared] - track.keypoints[shared], axis=0) / elapsed_s
             track.speed_px_s = SPEED_SMOOTHING * track.speed_px_s + (1.0 - SPEED_SMOOTHING) * speed
         track.keypoints, track.visible, track.seen_s = points, visible.copy(), time_s
@@ -110,8 +127,13 @@ def pose_similarity(
     visible: np.ndarray[tuple[int, ...], np.dtype[np.bool_]],
     other_points: F64,
     other_visible: np.ndarray[tuple[int, ...], np.dtype[np.bool_]],
+    *,
+    unseen_s: float = 0.0,
 ) -> float:
-    """How much two poses (17, 2) look like one person a moment later, 0..1, by the joints both show and by boxes."""
+    """How much two poses (17, 2) look like one person a moment later, 0..1, by the joints both show and by boxes.
+
+    ``unseen_s`` is how long ago the other pose was seen if that is longer than a frame.
+    """
     shared = visible & other_visible
     x0, y0, x1, y1 = _box(points, visible)
     ox0, oy0, ox1, oy1 = _box(other_points, other_visible)
@@ -121,7 +143,8 @@ def pose_similarity(
     if shared.sum() < MIN_SHARED_JOINTS:
         return BOX_WEIGHT * iou
     distance2 = ((points[shared] - other_points[shared]) ** 2).sum(axis=1)
-    variances = (area + other_area) / 2.0 * (MOTION_SLACK * OKS_SPREADS[shared] / 2.0) ** 2
+    slack = MOTION_SLACK * (1.0 + SLACK_PER_S * max(unseen_s, 0.0))
+    variances = (area + other_area) / 2.0 * (slack * OKS_SPREADS[shared] / 2.0) ** 2
     oks = float(np.exp(-distance2 / (2.0 * variances)).mean())
     return (1.0 - BOX_WEIGHT) * oks + BOX_WEIGHT * iou
 

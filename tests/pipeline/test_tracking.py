@@ -130,3 +130,25 @@ def test_similarity_by_hand() -> None:
     far = pose_similarity(points, ALL, points + np.array((25, 0)), ALL)
     assert 0 < far < near < 1
     assert pose_similarity(points, ALL, points, np.zeros(17, np.bool_)) <= 0.5  # boxes alone
+
+
+def test_a_weak_double_row_does_not_drag_a_hidden_person_along() -> None:
+    """Two walk towards each other; when the one behind is hidden, the one in front is reported twice, once weakly."""
+    tracker = PersonTracker()
+    for i in range(20):
+        front, behind = (100 + 5 * i, 20, 160 + 5 * i, 180), (290 - 5 * i, 24, 340 - 5 * i, 176)
+        if i < 12:
+            assert assign(tracker, i * EVERY_S, front, behind) == [1, 2]
+        else:
+            twice = (front[0] + 6, front[1], front[2] + 6, front[3])
+            assert assign(tracker, i * EVERY_S, front, twice, weak=(1,)) == [1, 0], i
+    front, behind = (100 + 5 * 34, 20, 160 + 5 * 34, 180), (290 - 5 * 34, 24, 340 - 5 * 34, 176)
+    assert assign(tracker, 34 * EVERY_S, front, behind) == [1, 2]
+
+
+def test_a_half_hidden_pose_says_where_somebody_is_but_not_how_fast() -> None:
+    tracker = PersonTracker()
+    for i in range(10):
+        assert assign(tracker, i * EVERY_S, (10 + 6 * i, 20, 60 + 6 * i, 180)) == [1]
+    assert assign(tracker, 10 * EVERY_S, (64, 20, 114, 180), weak=(0,)) == [1]  # its joints seem to stand still
+    assert assign(tracker, 24 * EVERY_S, (64 + 6 * 14, 20, 114 + 6 * 14, 180)) == [1]
