@@ -26,7 +26,7 @@ $(CLIP): examples/make_demo_clip.py examples/astronaut_outline.json | $(DEMO_VEN
 	$(DEMO_VENV)/bin/python examples/make_demo_clip.py $@
 
 test: $(TEST_VENV)/installed
-	$(TEST_VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	REQUIRE_ALL_TESTS=1 $(TEST_VENV)/bin/python -m pytest $(PYTEST_ARGS)
 
 lint: $(TEST_VENV)/installed
 	$(TEST_VENV)/bin/ruff check .

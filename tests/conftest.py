@@ -26,3 +26,14 @@ def _random_state_does_not_leak() -> Iterator[None]:
     yield
     random.setstate(before[0])
     np.random.set_state(before[1])  # noqa: NPY002
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """With REQUIRE_ALL_TESTS=1, as `make test` sets it, a skipped test is a failure: nothing passes by not running."""
+    if os.environ.get("REQUIRE_ALL_TESTS") != "1" or exitstatus != pytest.ExitCode.OK:
+        return
+    reporter = session.config.pluginmanager.getplugin("terminalreporter")
+    skipped = reporter.stats.get("skipped", []) if reporter is not None else []
+    if skipped:
+        reporter.write_line(f"REQUIRE_ALL_TESTS=1: {len(skipped)} skipped tests count as failed", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

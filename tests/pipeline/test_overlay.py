@@ -86,7 +86,10 @@ def test_joints_from_anywhere(value) -> None:
     masks = masks_of(frame(height=100, width=100), (20, 20, 60, 90))
     masks.rois.poses.keypoints[0, 5, :2] = value
     person = ComposeStage(mask_threshold=0.5, draw=False).process(masks).people[0]
-    draw_people(np.full((100, 100, 3), 90, np.uint8), [person])
+    image = np.full((100, 100, 3), 90, np.uint8)
+    draw_people(image, [person])
+    assert (image[30:80, 25:55] != 90).any(axis=2).all()  # the mask is drawn all the same
+    assert (image[95:, :15] == 90).all()
 
 
 def test_labels_of_people_on_one_spot_do_not_cover_each_other() -> None:
