@@ -37,6 +37,15 @@ class SourceSettings:
     holdout_every: int = 0  # pictures whose id is divisible by this are kept out of training; 0 keeps none
 
 
+MASK_PART_LEARNS = {
+    "backbone": 0.0,
+    "top_down": 0.0,
+    "keypoint_heads": 0.0,
+    "mask_laterals": 1.0,
+    "seg_module": 1.0,
+}  # parts of the network and their default rates; a recipe names those it changes
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
     """Settings of `python -m training.train`; each field is one flag or one key of the recipe file."""
@@ -59,13 +68,7 @@ class TrainSettings:
         "cosine"  # cosine | paper (x0.1 after 33/40 of the steps) | release (x0.1, x0.01 after 15/25 and 20/25)
     )
     lr_scale: dict[str, float] = field(
-        default_factory=lambda: {
-            "backbone": 0.0,
-            "top_down": 0.0,
-            "keypoint_heads": 0.0,
-            "mask_laterals": 1.0,
-            "seg_module": 1.0,
-        }
+        default_factory=lambda: dict(MASK_PART_LEARNS)
     )  # per part of the network; 0 freezes it
     relative_rate_parts: tuple[str, ...] = ("backbone", "top_down", "keypoint_heads")
     # Rates of these parts are multiples of each tensor's own RMS: their norm layers were folded into the convolutions,
@@ -132,6 +135,11 @@ def settings_from_json(content: dict[str, Any], **overrides: Any) -> TrainSettin
         model = dict(merged["model"])
         model["seg_dilations"] = tuple(model.get("seg_dilations", ModelSettings.seg_dilations))
         merged["model"] = _part(ModelSettings, model, "the model")
+    if "lr_scale" in merged:
+        foreign = sorted(set(merged["lr_scale"]) - set(MASK_PART_LEARNS))
+        if foreign:
+            raise ValueError(f"lr_scale names {', '.join(foreign)}; parts are {', '.join(MASK_PART_LEARNS)}")
+        merged["lr_scale"] = {**MASK_PART_LEARNS, **merged["lr_scale"]}
     merged["sources"] = tuple(
         s if isinstance(s, SourceSettings) else _part(SourceSettings, s, "a source") for s in merged.get("sources", ())
     )

@@ -10,7 +10,7 @@ import pytest
 
 from tests.training.drawn_people import tiny_settings
 from training.model import LiveNetwork, ModelSettings
-from training.settings import SourceSettings, TrainSettings, settings_from_json
+from training.settings import MASK_PART_LEARNS, SourceSettings, TrainSettings, settings_from_json
 from training.train import parse_arguments
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "training").glob("*.json"))
@@ -93,3 +93,10 @@ def test_the_recipes_of_the_repository_are_readable(path: Path) -> None:
     assert sum(source.cutout_weight for source in settings.sources) > 0
     assert settings.backgrounds
     assert set(settings.lr_scale) == {name for name, _ in LiveNetwork(settings.model).named_children()}
+
+
+def test_a_recipe_names_only_the_rates_it_changes(tmp_path) -> None:
+    settings = settings_from_json({"lr_scale": {"seg_module": 0.5}}, data=tmp_path, output=tmp_path)
+    assert settings.lr_scale == {**MASK_PART_LEARNS, "seg_module": 0.5}
+    with pytest.raises(ValueError, match=r"lr_scale names head; parts are backbone, top_down"):
+        settings_from_json({"lr_scale": {"head": 0.5}}, data=tmp_path, output=tmp_path)
