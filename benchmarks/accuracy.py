@@ -1,9 +1,10 @@
 """Accuracy of a model on a COCO-format set, beside the trivial baseline and, if given, somebody else's poses.
 
-    python -m benchmarks.accuracy --annotations F.json --images DIR [--poses NAME=RESULTS.json ...] [--save NAME]
+    python -m benchmarks.accuracy --annotations F.json --images DIR [--poses NAME=RESULTS.json[@THRESHOLD] ...] [--save NAME]
 
 For each source of poses (the annotations, the model's own keypoint network, each ``--poses`` file of COCO keypoint
-results) the masks are made once by the model and once by drawing the skeleton thickly. See training/evaluate.py for the
+results) the masks are made once by the model and once by drawing the skeleton thickly. Foreign poses may bring the joint
+confidence from which they guide the mask, since another network's scores mean something else than ours. See training/evaluate.py for the
 protocol.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -27,7 +29,7 @@ def main() -> None:
     parser.add_argument("--annotations", type=Path, required=True)
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--model", type=Path, default=default_artifact())
-    parser.add_argument("--poses", action="append", default=[], metavar="NAME=F.json")
+    parser.add_argument("--poses", action="append", default=[], metavar="NAME=F.json[@THRESHOLD]")
     parser.add_argument("--long-side", type=int, help="the model's own by default")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--save", metavar="NAME", help="keep the figures as benchmarks/results/accuracy/NAME.json")
@@ -37,10 +39,12 @@ def main() -> None:
     long_side = options.long_side or own_side
     sources = {"annotations": "gt", "ours": "engine"} | dict(item.split("=", 1) for item in options.poses)
     rows = []
-    for name, poses in sources.items():
+    for name, given in sources.items():
+        poses, _, threshold = given.partition("@")
+        guided = replace(model, joint_threshold=float(threshold)) if threshold else model
         for masks in ("engine", "limbs"):
-            figures, _ = evaluate(folder, model, long_side=long_side, poses=poses, masks=masks)
-            rows.append({**figures, "poses": name})
+            figures, _ = evaluate(folder, guided, long_side=long_side, poses=poses, masks=masks)
+            rows.append({**figures, "poses": name, "joint_threshold": guided.joint_threshold})
     first = rows[0]
     counts = (
         f"{first['images']} images, {first['people_with_keypoints']} people with keypoints, "
