@@ -1,11 +1,11 @@
 """Accuracy of a model on a COCO-format set, beside the trivial baseline and, if given, somebody else's poses.
 
-    python -m benchmarks.accuracy --annotations F.json --images DIR [--poses NAME=RESULTS.json[@THRESHOLD] ...] [--save NAME]
+    python -m benchmarks.accuracy --annotations F.json --images DIR [--poses NAME=F.json[@THRESHOLD] ...] [--save NAME]
 
 For each source of poses (the annotations, the model's own keypoint network, each ``--poses`` file of COCO keypoint
-results) the masks are made once by the model and once by drawing the skeleton thickly. Foreign poses may bring the joint
-confidence from which they guide the mask, since another network's scores mean something else than ours. See training/evaluate.py for the
-protocol.
+results) the masks are made once by the model and once by drawing the skeleton thickly. Foreign poses may bring the
+joint confidence from which they guide the mask: another network's scores mean something else than ours. For the
+protocol see training/evaluate.py.
 """
 
 from __future__ import annotations

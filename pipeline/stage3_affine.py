@@ -8,6 +8,7 @@ import numpy as np
 
 from kernels.coordinates import F32
 from kernels.pose_fit import fit_poses, whole_frame_roi
+from kernels.pose_similarity import pose_similarities
 from pipeline.messages import AlignedRois, Poses
 from pipeline.tracking import PersonTracker
 
@@ -33,6 +34,8 @@ class AffineStage:
         self._tracker = PersonTracker()
 
     def open(self) -> None:
+        one = np.zeros((1, 17, 2)), np.ones((1, 17), np.bool_)
+        pose_similarities(*one, *one, np.zeros(1))  # compiles
         fit_poses(  # compiles
             np.ones((1, 17, 3), np.float32),
             self._templates,

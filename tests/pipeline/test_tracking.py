@@ -5,11 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.tracking import MEMORY_S, PersonTracker, pose_similarity
+from pipeline.tracking import MEMORY_S, PersonTracker
 from tests.fakes import STANDING
 
 EVERY_S = 1 / 25
-ALL = np.ones(17, np.bool_)
 
 
 def poses(*boxes: tuple[float, float, float, float]) -> np.ndarray:
@@ -120,16 +119,6 @@ def test_ids_differ_within_a_frame_and_are_never_used_twice(frames) -> None:
                 assert person_id == newest + 1
                 newest = person_id
             last_seen[person_id] = i
-
-
-def test_similarity_by_hand() -> None:
-    points = STANDING.astype(np.float64) * (50, 160)
-    assert pose_similarity(points, ALL, points, ALL) == pytest.approx(1.0)
-    assert pose_similarity(points, ALL, points + np.array((1000, 0)), ALL) == pytest.approx(0.0, abs=1e-6)
-    near = pose_similarity(points, ALL, points + np.array((5, 0)), ALL)
-    far = pose_similarity(points, ALL, points + np.array((25, 0)), ALL)
-    assert 0 < far < near < 1
-    assert pose_similarity(points, ALL, points, np.zeros(17, np.bool_)) <= 0.5  # boxes alone
 
 
 def test_a_weak_double_row_does_not_drag_a_hidden_person_along() -> None:
