@@ -17,6 +17,7 @@ from os import PathLike, fspath
 from pathlib import Path
 
 from engines import EngineError
+from engines.engine import Precision
 from pipeline import (
     FrameResult,
     Person,
@@ -47,6 +48,8 @@ def stream(
     *,
     model: str | PathLike[str] | None = None,
     engine: str = "auto",
+    device: str | None = None,
+    precision: Precision = "auto",
     threads: int | None = None,
     long_side: int | None = None,
     person_threshold: float | None = None,
@@ -67,6 +70,8 @@ def stream(
         source: a video or image file, a folder or glob of them, a webcam number, or an rtsp:// or http(s):// address.
         model: model folder; the one that comes with the package by default.
         engine: what runs the networks, one of `engines.ENGINE_NAMES`.
+        device: where the networks run: "cpu", "cuda" or "cuda:N"; the best that works by default.
+        precision: arithmetic of the networks, one of `engines.PRECISIONS`.
         threads: cores each network may use; all by default.
         long_side: long side of the network input in px; the model's own by default.
         person_threshold: score (0..1) it takes to appear, half of it to stay; the model's own by default.
@@ -91,6 +96,8 @@ def stream(
         source=str(source) if isinstance(source, int) else fspath(source),
         model=None if model is None else Path(model),
         engine=engine,
+        device=device,
+        precision=precision,
         threads=threads,
         long_side=long_side,
         person_threshold=person_threshold,

@@ -10,10 +10,14 @@ from __future__ import annotations
 from engines.artifact import Artifact, default_artifact, load_artifact, open_graph, write_artifact
 from engines.engine import (
     ENGINE_NAMES,
+    PRECISIONS,
     ArtifactError,
+    DeviceEngine,
     Engine,
     EngineError,
     EngineLoadError,
+    EngineOptions,
+    EngineOutOfMemory,
     EngineRunError,
     TensorSpec,
     open_engine,
@@ -21,11 +25,15 @@ from engines.engine import (
 
 __all__ = [
     "ENGINE_NAMES",
+    "PRECISIONS",
     "Artifact",
     "ArtifactError",
+    "DeviceEngine",
     "Engine",
     "EngineError",
     "EngineLoadError",
+    "EngineOptions",
+    "EngineOutOfMemory",
     "EngineRunError",
     "TensorSpec",
     "default_artifact",

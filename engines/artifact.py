@@ -26,7 +26,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.engine import ArtifactError, Engine, TensorSpec, open_engine
+from engines.engine import DEFAULT_OPTIONS, ArtifactError, Engine, EngineOptions, TensorSpec, open_engine
 
 MANIFEST_NAME: Final = "model.json"
 SCHEMA: Final = "pose2seg-live/artifact"
@@ -190,13 +190,15 @@ def write_artifact(folder: str | Path, manifest: Mapping[str, Any], files: Mappi
     return load_artifact(folder)
 
 
-def open_graph(artifact: Artifact, graph: str, *, engine: str = "auto", threads: int | None = None) -> Engine:
+def open_graph(
+    artifact: Artifact, graph: str, *, engine: str = "auto", options: EngineOptions = DEFAULT_OPTIONS
+) -> Engine:
     """Open one graph of the folder and check that it takes and gives what serving relies on.
 
     Args:
         artifact: from `load_artifact`.
         graph: one of `GRAPHS`.
-        engine, threads: see `engines.engine.open_engine`.
+        engine, options: see `engines.engine.open_engine`.
 
     Raises:
         ArtifactError: a tensor is missing or has another type or rank than in `SIGNATURES`.
@@ -205,7 +207,7 @@ def open_graph(artifact: Artifact, graph: str, *, engine: str = "auto", threads:
     if graph not in GRAPHS:
         raise ValueError(f"graph must be one of {list(GRAPHS)}, got {graph!r}")
     path = artifact.keypoints_path if graph == "keypoints" else artifact.segment_path
-    opened = open_engine(path, engine=engine, threads=threads)
+    opened = open_engine(path, engine=engine, options=options)
     expected_inputs, expected_outputs = SIGNATURES[graph]
     try:
         if {spec.name for spec in opened.inputs} != {spec.name for spec in expected_inputs}:
@@ -497,7 +499,10 @@ def _require_specs(path: Path, side: str, expected: tuple[TensorSpec, ...], got:
     by_name = {spec.name: spec for spec in got}
     for want in expected:
         have = by_name.get(want.name)
-        if have is None or have.dtype != want.dtype or len(have.shape) != len(want.shape):
+        if have is None or len(have.shape) != len(want.shape):
+            raise ArtifactError(_signature_message(path, side, expected, got))
+        # engines of half precision hand features from graph to graph as they are
+        if have.dtype != want.dtype and not (want.name == "features" and have.dtype == np.float16):
             raise ArtifactError(_signature_message(path, side, expected, got))
         for want_size, have_size in zip(want.shape, have.shape, strict=True):
             if isinstance(want_size, int) and isinstance(have_size, int) and want_size != have_size:

@@ -1,26 +1,39 @@
 """What every engine is: named tensors in, named tensors out, and errors that say what to do.
 
 EngineError (RuntimeError)
-├── EngineLoadError    the graph or its runtime cannot be used here
-├── EngineRunError     a call with the wrong tensors, or a call that failed
-└── ArtifactError      the model folder is incomplete, damaged or foreign (raised by engines.artifact)
+├── EngineLoadError           the graph or its runtime cannot be used here
+├── EngineRunError            a call with the wrong tensors, or a call that failed
+│   └── EngineOutOfMemory     a call that needs more device memory than there is
+└── ArtifactError             the model folder is incomplete, damaged or foreign (raised by engines.artifact)
 """
 
 from __future__ import annotations
 
+import importlib
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Literal, Protocol, TypeAlias, get_args, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 _log = logging.getLogger(__name__)
 
-ENGINE_NAMES = ("auto", "onnx")
+ENGINE_NAMES: Final = ("auto", "tensorrt", "tensorrt-rtx", "torch", "openvino", "onnx")
 """Values of `--engine`. `auto` takes the best one that works on this machine."""
+
+Precision = Literal["auto", "float32", "float16", "bfloat16", "int8"]
+PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
+"""Values of `--precision`. `auto` is what the engine finds best on its device."""
+
+DEVICE_PATTERN: Final = re.compile(r"cpu|cuda(:\d{1,3})?")
+"""Values of `--device`."""
+
+Tensor: TypeAlias = Any
+"""A `torch.Tensor`; written so, because this file is used without torch."""
 
 
 class EngineError(RuntimeError):
@@ -35,8 +48,52 @@ class EngineRunError(EngineError):
     """A call with wrong tensors, a call on a closed engine, or a call that failed inside the runtime."""
 
 
+class EngineOutOfMemory(EngineRunError):
+    """The device has too little free memory for this call; a smaller batch may fit. The engine stays usable."""
+
+
 class ArtifactError(EngineError):
     """The model folder is incomplete, damaged, or not one of ours."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """How an engine should run a graph; each engine uses what applies to it.
+
+    Args:
+        threads: cores that one call may use, >= 1; None takes every core this process may run on.
+        device: "cpu", "cuda" or "cuda:N"; None is what the engine prefers.
+        precision: one of `PRECISIONS`.
+        max_batch: largest B of a call on a device, in images. Larger batches are split by the caller.
+        max_people: largest N of a call on a device, in people. Larger numbers are split by the caller.
+        long_side: long side of the image that plans are tuned for, in px.
+        cache_folder: where plans are kept; None is the user's cache folder (`engines.plan_cache`).
+
+    Raises:
+        ValueError: a value that no engine could use.
+    """
+
+    threads: int | None = None
+    device: str | None = None
+    precision: Precision = "auto"
+    max_batch: int = 8
+    max_people: int = 32
+    long_side: int = 512
+    cache_folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads must be 1 or more, or None for all cores; got {self.threads}")
+        if self.device is not None and not DEVICE_PATTERN.fullmatch(self.device):
+            raise ValueError(f"device must be cpu, cuda or cuda:N, or None for the best one; got {self.device!r}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {self.precision!r}")
+        for name in ("max_batch", "max_people", "long_side"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more; got {getattr(self, name)}")
+
+
+DEFAULT_OPTIONS: Final = EngineOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,32 +147,71 @@ class Engine(Protocol):
         """Free what the engine holds. A second call does nothing; `run` afterwards is an error."""
 
 
-def open_engine(path: str | Path, *, engine: str = "auto", threads: int | None = None) -> Engine:
+@runtime_checkable
+class DeviceEngine(Engine, Protocol):
+    """An engine that also works on tensors which stay on its device."""
+
+    @property
+    def device(self) -> str:
+        """Where the tensors of `run_on_device` live: "cpu" or "cuda:N"."""
+
+    @property
+    def limits(self) -> Mapping[str, int]:
+        """Largest sizes of one call by name, such as {"B": 8, "N": 32}; callers split what is larger."""
+
+    def run_on_device(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Compute all outputs without leaving the device.
+
+        The work is enqueued on `torch.cuda.current_stream()` and not waited for.
+
+        Args:
+            feeds: one contiguous torch tensor on `device` per input, of its dtype and shape; no size may be 0.
+
+        Returns:
+            One new torch tensor on `device` per output; the caller owns them.
+
+        Raises:
+            EngineOutOfMemory: the device has too little free memory.
+            EngineRunError: as in `run`, or a size above `limits`.
+        """
+
+
+def open_engine(path: str | Path, *, engine: str = "auto", options: EngineOptions = DEFAULT_OPTIONS) -> Engine:
     """Load one graph with the named engine.
 
     Args:
         path: the graph, an `.onnx` file.
         engine: one of `ENGINE_NAMES`. A named engine that does not load is an error, never another engine.
-        threads: cores one call may use, >= 1; None takes every core this process may run on.
+        options: threads, device, precision, sizes.
 
     Raises:
         EngineLoadError: unknown engine, library missing, file missing or not a graph this library can run.
-        ValueError: `threads` below 1.
     """
     if engine not in ENGINE_NAMES:
         raise EngineLoadError(f"unknown engine {engine!r}: choose one of {', '.join(ENGINE_NAMES)}")
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads must be 1 or more, or None for all cores; got {threads}")
     path = Path(path)
     if not path.is_file():
         raise EngineLoadError(f"{path}: expected an ONNX file, found {'a folder' if path.is_dir() else 'nothing'}")
-    try:
-        from engines.onnx_engine import OnnxEngine  # the runtime is loaded only when it is used
-    except ImportError as error:
-        raise EngineLoadError(f"ONNX Runtime cannot be imported ({error}): pip install onnxruntime") from error
-    opened = OnnxEngine(path, threads=threads)
+    name = "onnx" if engine == "auto" else engine
+    opened = _open_named(path, name, options)
     reason = "the only engine that runs on this machine" if engine == "auto" else "asked for by name"
     _log.info("engine=%s graph=%s reason=%r", opened.name, path.name, reason)
+    return opened
+
+
+def _open_named(path: Path, name: str, options: EngineOptions) -> Engine:
+    module, class_name, library, install = {
+        "onnx": ("engines.onnx_engine", "OnnxEngine", "ONNX Runtime", "pip install onnxruntime"),
+        "torch": ("engines.torch_engine", "TorchEngine", "torch", "pip install 'pose2seg-live[gpu]'"),
+        "openvino": ("engines.openvino_engine", "OpenVinoEngine", "OpenVINO", "pip install openvino"),
+        "tensorrt": ("engines.tensorrt_engine", "TensorRTEngine", "TensorRT", "pip install tensorrt"),
+        "tensorrt-rtx": ("engines.tensorrt_engine", "TensorRTEngine", "TensorRT", "pip install tensorrt-rtx"),
+    }[name]
+    try:
+        engine_class = getattr(importlib.import_module(module), class_name)  # loaded only when it is used
+    except ImportError as error:
+        raise EngineLoadError(f"{library} cannot be imported ({error}): {install}") from error
+    opened: Engine = engine_class(path, threads=options.threads) if name == "onnx" else engine_class(path, options)
     return opened
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TypeVar
 
-from engines import ArtifactError, Engine, default_artifact, load_artifact, open_graph
+from engines import ArtifactError, Engine, EngineOptions, default_artifact, load_artifact, open_graph
 from engines.artifact import Artifact
 from kernels.pose_decoding import DecodeParameters
 from pipeline.contact_sheet import ContactSheetSink
@@ -47,9 +47,15 @@ def open_model(settings: Settings) -> Model:
         EngineError: the folder or a network cannot be used.
     """
     artifact = load_artifact(settings.model if settings.model is not None else default_artifact())
-    keypoint_engine = open_graph(artifact, "keypoints", engine=settings.engine, threads=settings.threads)
+    options = EngineOptions(
+        threads=settings.threads,
+        device=settings.device,
+        precision=settings.precision,
+        long_side=_chosen(settings.long_side, artifact.long_side),
+    )
+    keypoint_engine = open_graph(artifact, "keypoints", engine=settings.engine, options=options)
     try:
-        segment_engine = open_graph(artifact, "segment", engine=settings.engine, threads=settings.threads)
+        segment_engine = open_graph(artifact, "segment", engine=settings.engine, options=options)
     except BaseException:
         keypoint_engine.close()
         raise

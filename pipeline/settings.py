@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from engines import ENGINE_NAMES
+from engines import ENGINE_NAMES, PRECISIONS
+from engines.engine import DEVICE_PATTERN, Precision
 from pipeline.errors import SettingsError
 from pipeline.redaction import redact
 
@@ -44,6 +45,10 @@ class Settings:
     show: bool = _option(False, "show the result in a window while it runs")
     model: Path | None = _option(None, "model folder; the one that comes with the package by default", metavar="DIR")
     engine: str = _option("auto", "what runs the networks", choices=ENGINE_NAMES)
+    device: str | None = _option(
+        None, "where the networks run: cpu, cuda or cuda:N; the best that works by default", metavar="DEVICE"
+    )
+    precision: Precision = _option("auto", "arithmetic of the networks", choices=PRECISIONS)
     threads: int | None = _option(None, "cores each network may use; all by default", metavar="N")
     long_side: int | None = _option(
         None, "long side of the network input in px; smaller is faster; the model's own by default", metavar="PX"
@@ -83,6 +88,9 @@ class Settings:
             value = getattr(self, name)
             _require(0.001 <= value <= 86400.0, name, "from 0.001 to 86400", value)
         _require(self.engine in ENGINE_NAMES, "engine", f"one of {', '.join(ENGINE_NAMES)}", self.engine)
+        known_device = self.device is None or DEVICE_PATTERN.fullmatch(self.device) is not None
+        _require(known_device, "device", "cpu, cuda or cuda:N", self.device)
+        _require(self.precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}", self.precision)
         _require(
             self.video_preset in VIDEO_PRESETS, "video_preset", f"one of {', '.join(VIDEO_PRESETS)}", self.video_preset
         )

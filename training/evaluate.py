@@ -33,7 +33,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from rich.progress import track
 
-from engines import ArtifactError, Engine, EngineError, default_artifact, load_artifact, open_graph
+from engines import ArtifactError, Engine, EngineError, EngineOptions, default_artifact, load_artifact, open_graph
 from kernels.coordinates import F32, U8
 from kernels.letterbox import Letterbox, letterbox, plan_letterbox
 from kernels.mask_paste import encode_rle, paste_masks
@@ -78,9 +78,10 @@ def open_model(folder: Path, *, engine: str = "auto", threads: int | None = None
         decode = DecodeParameters(**artifact.decode)
     except (TypeError, ValueError) as error:
         raise ArtifactError(f"{folder}: decode parameters are not those of this version: {error}") from error
+    options = EngineOptions(threads=threads)
     model = Model(
-        keypoints=open_graph(artifact, "keypoints", engine=engine, threads=threads),
-        segment=open_graph(artifact, "segment", engine=engine, threads=threads),
+        keypoints=open_graph(artifact, "keypoints", engine=engine, options=options),
+        segment=open_graph(artifact, "segment", engine=engine, options=options),
         templates=artifact.templates,
         feature_from_input=artifact.feature_from_input,
         roi_size=artifact.roi_size,

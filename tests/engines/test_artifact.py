@@ -23,7 +23,7 @@ from engines.artifact import (
     open_graph,
     write_artifact,
 )
-from engines.engine import ArtifactError, EngineLoadError
+from engines.engine import ArtifactError, EngineLoadError, EngineOptions
 from tests.engines.graphs import add_graph, keypoints_graph, segment_graph
 
 GRAPH_FILES = {"keypoints": keypoints_graph(), "segment": segment_graph()}
@@ -341,7 +341,7 @@ def test_writing_where_a_file_is_in_the_way(tmp_path: Path) -> None:
 def test_open_graph_runs(folder: Path) -> None:
     artifact = load_artifact(folder)
     image = np.full((1, 32, 64, 3), 9, np.uint8)
-    features = open_graph(artifact, "keypoints", threads=1).run({"image": image})["features"]
+    features = open_graph(artifact, "keypoints", options=EngineOptions(threads=1)).run({"image": image})["features"]
     assert features.shape == (1, 3, 32, 64)
     feeds = {
         "features": features,
@@ -349,7 +349,7 @@ def test_open_graph_runs(folder: Path) -> None:
         "roi_image": np.zeros(2, np.int32),
         "roi_keypoints": np.full((2, 17, 3), 5, np.float32),
     }
-    result = open_graph(artifact, "segment", threads=1).run(feeds)
+    result = open_graph(artifact, "segment", options=EngineOptions(threads=1)).run(feeds)
     assert result["probabilities"].shape == (2, 4, 4)
     np.testing.assert_array_equal(result["scores"], [5, 5])
 

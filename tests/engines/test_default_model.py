@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from engines import Artifact, default_artifact, load_artifact, open_graph
+from engines import Artifact, EngineOptions, default_artifact, load_artifact, open_graph
 
 PORTABLE_OPSET = 20  # what the oldest supported ONNX Runtime knows
 
@@ -26,7 +26,7 @@ def test_size_suits_a_repository(artifact: Artifact) -> None:
 @pytest.mark.parametrize("height", [32, 96])
 def test_graphs_fit_together(artifact: Artifact, height: int) -> None:
     image = np.random.default_rng(0).integers(0, 255, (1, height, 160, 3), np.uint8)
-    found = open_graph(artifact, "keypoints", threads=1).run({"image": image})
+    found = open_graph(artifact, "keypoints", options=EngineOptions(threads=1)).run({"image": image})
     assert np.all(np.diff(found["person_scores"][0]) <= 0)
     h, w = found["features"].shape[2:]
     stride = 1 / artifact.feature_from_input[0, 0]
@@ -38,7 +38,7 @@ def test_graphs_fit_together(artifact: Artifact, height: int) -> None:
         "roi_image": np.zeros(3, np.int32),
         "roi_keypoints": np.random.default_rng(0).uniform(0, side, (3, 17, 3)).astype(np.float32).round(),
     }
-    masks = open_graph(artifact, "segment", threads=1).run(feeds)
+    masks = open_graph(artifact, "segment", options=EngineOptions(threads=1)).run(feeds)
     assert masks["probabilities"].shape == (3, side, side)
     assert masks["probabilities"].min() >= 0
     assert masks["probabilities"].max() <= 1
