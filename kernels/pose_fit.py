@@ -130,6 +130,7 @@ def fit_poses(
     roi_size: int = 64,
     hard_rule: bool = True,
     min_scale_rule: bool = True,
+    printed_score: bool = False,
 ) -> PoseFit:
     """Fit each pose to every template by least squares and keep the best.
 
@@ -142,6 +143,8 @@ def fit_poses(
         hard_rule: a template without one of the person's joints does not compete (else the whole-body front template
             would never lose to the others by much).
         min_scale_rule: the best fit is used only if it magnifies more than the fallback does.
+        printed_score: rate a fit as the paper prints it, exp(-|residual of all shared joints together|), in place of
+            the released code's score below.
 
     Returns:
         PoseFit for N people. Nobody accepted (fewer than three shared joints, coinciding joints, scale rule): index -1,
@@ -150,8 +153,8 @@ def fit_poses(
     Raises:
         ValueError: the shapes do not agree.
 
-    Source: Pose2Seg section 3.2; score = mean of exp(-|residual|^2 / 2) over the shared joints, times shared / joints
-    in either.
+    Source: Pose2Seg section 3.2, Eq. 5; released score = mean of exp(-|residual|^2 / 2) over the shared joints, times
+    shared / joints in either; residuals in units of the template's square.
     """
     fallback = _checked(keypoints, templates, fallback_roi_from_frame)
     roi_from_frame, template_index, fit_scores = _fit_poses(
@@ -161,6 +164,7 @@ def fit_poses(
         float(roi_size),
         hard_rule,
         min_scale_rule,
+        printed_score,
     )
     return PoseFit(roi_from_frame=roi_from_frame, template_index=template_index, fit_scores=fit_scores)
 
@@ -180,7 +184,13 @@ def _checked(
 
 @compiled
 def _fit_poses(
-    keypoints: F32, templates: F32, fallback: F64, roi_size: float, hard_rule: bool, min_scale_rule: bool
+    keypoints: F32,
+    templates: F32,
+    fallback: F64,
+    roi_size: float,
+    hard_rule: bool,
+    min_scale_rule: bool,
+    printed_score: bool,
 ) -> tuple[F32, I32, F32]:
     people, joints = keypoints.shape[0], keypoints.shape[1]
     roi_from_frame = np.empty((people, 2, 3), np.float32)
@@ -238,8 +248,8 @@ def _fit_poses(
                 if usable[j] and templates[t, j, 2] > 0:
                     du = a * keypoints[n, j, 0] + b * keypoints[n, j, 1] + tx - templates[t, j, 0]
                     dv = a * keypoints[n, j, 1] - b * keypoints[n, j, 0] + ty - templates[t, j, 1]
-                    total += np.exp(-(du * du + dv * dv) / 2.0)
-            score = total / shared * (shared / either)
+                    total += du * du + dv * dv if printed_score else np.exp(-(du * du + dv * dv) / 2.0)
+            score = np.exp(-np.sqrt(total)) if printed_score else total / shared * (shared / either)
             if score > best_score:
                 best_score, best_index = score, t
                 best_a, best_b, best_tx, best_ty = a, b, tx, ty
@@ -268,6 +278,7 @@ def fit_poses_reference(
     roi_size: int = 64,
     hard_rule: bool = True,
     min_scale_rule: bool = True,
+    printed_score: bool = False,
 ) -> PoseFit:
     """`fit_poses` the way the published code works: one linear system per person and template, solved by SVD."""
     fallback = _checked(keypoints, templates, fallback_roi_from_frame)
@@ -279,7 +290,7 @@ def fit_poses_reference(
     for n, pose in enumerate(keypoints):
         best_score, best_index, best = 0.0, -1, fallback
         for t, template in enumerate(templates):
-            score, unit_from_frame = _fit_one_reference(pose, template, hard_rule)
+            score, unit_from_frame = _fit_one_reference(pose, template, hard_rule, printed_score)
             if score > best_score:
                 best_score, best_index, best = score, t, unit_from_frame * roi_size
         if best_index >= 0 and np.hypot(best[0, 0], best[0, 1]) > smallest:
@@ -290,7 +301,7 @@ def fit_poses_reference(
 
 
 def _fit_one_reference(
-    pose: NDArray[np.floating], template: NDArray[np.floating], hard_rule: bool
+    pose: NDArray[np.floating], template: NDArray[np.floating], hard_rule: bool, printed_score: bool
 ) -> tuple[float, F64]:
     refused = 0.0, np.zeros((2, 3))
     usable = [bool(np.all(np.isfinite(joint)) and joint[2] > 0) for joint in pose]
@@ -313,8 +324,10 @@ def _fit_one_reference(
     left, singular, right = np.linalg.svd(np.array(rows), full_matrices=False)
     a, b, tx, ty = right.T @ ((left.T @ np.array(targets)) / singular)
     unit_from_frame = np.array([[a, b, tx], [-b, a, ty]])
-    residuals = []
+    squares = []
     for (x, y), target in zip(points, template[shared, :2], strict=True):
         residual = unit_from_frame @ np.array([x, y, 1.0]) - target
-        residuals.append(np.exp(-np.sum(residual**2) / 2.0))
-    return float(np.mean(residuals)) * len(shared) / len(either), unit_from_frame
+        squares.append(np.sum(residual**2))
+    if printed_score:
+        return float(np.exp(-np.sqrt(np.sum(squares)))), unit_from_frame
+    return float(np.mean(np.exp(-np.array(squares) / 2.0))) * len(shared) / len(either), unit_from_frame

@@ -24,3 +24,6 @@ SKELETON: Final = {"rtol": 0.0, "atol": 1e-5}
 
 #: Joints and matrices in float64 through several products; px.
 GEOMETRY_PX: Final = 1e-6
+
+#: OpenCV's affine warp of bytes places each sample on a grid of 1/32 px, and rounds once more.
+OPENCV_WARP_STEP_PX: Final = 1 / 32

@@ -97,8 +97,8 @@ def test_a_mirrored_person_takes_the_mirrored_template_and_stays_upright() -> No
 @pytest.mark.parametrize("people", [0, 1, 7, 100])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"hard_rule": False}, {"min_scale_rule": False}, {"roi_size": 48}],
-    ids=["default", "soft", "any scale", "48 px"],
+    [{}, {"hard_rule": False}, {"min_scale_rule": False}, {"roi_size": 48}, {"printed_score": True}],
+    ids=["default", "soft", "any scale", "48 px", "printed score"],
 )
 def test_twin(people: int, options: dict) -> None:
     keypoints = crowd(people, seed=people)
@@ -207,6 +207,20 @@ def test_a_large_person_is_fitted_without_the_scale_rule() -> None:
     fit = fit_poses(person(scale=800), TEMPLATES, FALLBACK, min_scale_rule=False)
     assert fit.template_index.tolist() == [0]
     assert fit.roi_from_frame[0, 0, 0] == pytest.approx(64 / 800, rel=1e-5)
+
+
+def test_the_printed_score_is_of_the_residual_alone() -> None:
+    """Half a body fits the whole-body template without a residual: the release minds the joints it lacks, Eq. 5 not."""
+    upper = person()
+    upper[0, KNEES_AND_ANKLES] = 0
+    released, printed = (fit_poses(upper, TEMPLATES, FALLBACK, printed_score=printed) for printed in (False, True))
+    assert released.template_index.tolist() == [2] and printed.template_index.tolist() == [0]
+    assert printed.fit_scores[0] == pytest.approx(1.0, abs=1e-5)
+    moved = person(scale=200)
+    moved[0, 9, 0] += 20  # a tenth of the square, most of which the fit cannot take back
+    fit = fit_poses(moved, TEMPLATES[:1], FALLBACK, printed_score=True)
+    residual = transform_points(fit.roi_from_frame[0] / 64, moved[0, :, :2]) - TEMPLATES[0, :, :2]
+    assert fit.fit_scores[0] == pytest.approx(np.exp(-np.linalg.norm(residual)), abs=1e-5)
 
 
 def test_three_joints_on_a_line_are_enough() -> None:
