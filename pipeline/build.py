@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from engines import ArtifactError, Engine, EngineOptions, default_artifact, load_artifact, open_graph
 from engines.artifact import Artifact
+from engines.device import Device, HostDevice
 from kernels.pose_decoding import DecodeParameters
 from pipeline.contact_sheet import ContactSheetSink
 from pipeline.errors import SettingsError
@@ -90,14 +91,15 @@ def build(settings: Settings, *, model: Model | None = None, source: Source | No
             raise SettingsError(f"--coco writes results of images, {source.name} is a video: use --json")
         if model is None:
             model = open_model(settings)
+        device = HostDevice()
         return Pipeline(
             source,
             [
-                *model_stages(settings, model),
-                ComposeStage(mask_threshold=settings.mask_threshold, draw=draws(settings)),
+                *model_stages(settings, model, device),
+                ComposeStage(device, mask_threshold=settings.mask_threshold, draw=draws(settings)),
                 WriteStage(sinks),
             ],
-            queue_depth=settings.queue_depth,
+            queue_depth=max(settings.queue_depth, device.frames_per_call),
             max_frames=settings.max_frames,
             source_join_s=settings.timeout_s + STAGE_JOIN_S,
         )
@@ -122,12 +124,13 @@ def refuse_to_replace_inputs(settings: Settings) -> None:
             raise SettingsError(f"{flag_of(name)} {path} is also read by this run: choose another name")
 
 
-def model_stages(settings: Settings, model: Model) -> tuple[KeypointStage, AffineStage, SegmentStage]:
+def model_stages(settings: Settings, model: Model, device: Device) -> tuple[KeypointStage, AffineStage, SegmentStage]:
     """The three stages that the model has a say in; what the settings leave open, the model's manifest decides."""
     artifact = model.artifact
     return (
         KeypointStage(
             model.keypoint_engine,
+            device,
             long_side=_chosen(settings.long_side, artifact.long_side),
             input_multiple=artifact.input_multiple,
             person_threshold=_chosen(settings.person_threshold, artifact.person_threshold),
@@ -139,7 +142,9 @@ def model_stages(settings: Settings, model: Model) -> tuple[KeypointStage, Affin
             joint_threshold=_chosen(settings.joint_threshold, artifact.joint_threshold),
             person_threshold=_chosen(settings.person_threshold, artifact.person_threshold),
         ),
-        SegmentStage(model.segment_engine, feature_from_input=artifact.feature_from_input, roi_size=artifact.roi_size),
+        SegmentStage(
+            model.segment_engine, device, feature_from_input=artifact.feature_from_input, roi_size=artifact.roi_size
+        ),
     )
 
 

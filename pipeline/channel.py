@@ -119,6 +119,21 @@ class Channel(Generic[Item]):
             self._condition.notify_all()
             return item
 
+    def take_waiting(self, limit: int) -> list[Item]:
+        """Up to ``limit`` further items that wait already, oldest first; never blocks.
+
+        Raises:
+            ChannelClosed: as `get`.
+        """
+        with self._condition:
+            if self._hung_up:
+                raise ChannelClosed(self.name)
+            items = [self._items.popleft() for _ in range(min(limit, len(self._items)))]
+            self._delivered += len(items)
+            if items:
+                self._condition.notify_all()
+            return items
+
     def hang_up(self) -> None:
         """Stop reading for good: wakes a waiting writer and reader, both get `ChannelClosed`."""
         with self._condition:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from engines.device import Array, Surface
 from kernels.coordinates import F32, I32, U8
 from kernels.letterbox import Letterbox
 from pipeline.person import Person
@@ -48,7 +49,9 @@ class Frame(ShapesInRepr):
         pts: presentation time in units of ``time_base``.
         time_base: seconds.
         captured_s: monotonic clock at the moment the frame was decoded, s.
-        image: (H, W, 3) uint8 RGB, upright: rotation marks are already applied.
+        pixels: (H, W, 3) uint8 RGB, upright: rotation marks are already applied; or the picture where a hardware
+            decoder left it. Read `image`.
+        stream: which of the streams that share the model, from 0. Ids of people belong to a stream.
     """
 
     index: int
@@ -57,11 +60,20 @@ class Frame(ShapesInRepr):
     pts: int
     time_base: Fraction
     captured_s: float
-    image: U8
+    pixels: U8 | Surface
+    stream: int = 0
 
     def __post_init__(self) -> None:
-        if self.image.ndim != 3 or self.image.shape[2] != 3 or self.image.dtype != np.uint8 or not self.image.size:
-            raise ValueError(f"image must be (H, W, 3) uint8, got {self.image.dtype} {self.image.shape}")
+        pixels = self.pixels
+        if isinstance(pixels, np.ndarray) and (
+            pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or not pixels.size
+        ):
+            raise ValueError(f"pixels must be (H, W, 3) uint8, got {pixels.dtype} {pixels.shape}")
+
+    @property
+    def image(self) -> U8:
+        """(H, W, 3) uint8 RGB; a picture in device memory is brought to the host by the first who asks."""
+        return self.pixels if isinstance(self.pixels, np.ndarray) else self.pixels.rgb()
 
     @property
     def pts_s(self) -> float:
@@ -70,11 +82,26 @@ class Frame(ShapesInRepr):
 
     @property
     def height(self) -> int:
-        return int(self.image.shape[0])
+        return int(self.pixels.shape[0])
 
     @property
     def width(self) -> int:
-        return int(self.image.shape[1])
+        return int(self.pixels.shape[1])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Features(ShapesInRepr):
+    """What the keypoint network leaves on the model's device for the segment network.
+
+    Attributes:
+        maps: (B, C, h, w) of the shared backbone, for the B frames of one call.
+        row: which of the B frames this is.
+        picture: (H, W, 3) uint8 RGB, the frame on the device.
+    """
+
+    maps: Array
+    row: int
+    picture: Array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
@@ -86,15 +113,14 @@ class Poses(ShapesInRepr):
         keypoints: (N, 17, 3) float32: x, y in frame px, confidence 0..1.
         scores: (N,) float32, 0..1: how sure the keypoint network is of the person.
         letterbox: how the frame lies in the network's input.
-        features: (1, C, h, w) float32 of the shared backbone; None once the masks are made, so that kept results stay
-            small.
+        features: what lies on the device; None in results, so that those somebody keeps stay small.
     """
 
     frame: Frame
     keypoints: F32
     scores: F32
     letterbox: Letterbox
-    features: F32 | None
+    features: Features | None
 
     def __post_init__(self) -> None:
         n = len(self.scores)
@@ -134,13 +160,15 @@ class InstanceMasks(ShapesInRepr):
 
     Attributes:
         rois: the windows.
-        probabilities: (N, S, S) float32 in ROI px, 0..1.
+        probabilities: (N, S, S) float32 in ROI px, 0..1, on the host.
         scores: (N,) float32: mean probability inside the mask, 0 for an empty one.
+        on_device: the probabilities where the model put them; None in results.
     """
 
     rois: AlignedRois
     probabilities: F32
     scores: F32
+    on_device: Array = None
 
     def __post_init__(self) -> None:
         n = len(self.rois.roi_from_frame)

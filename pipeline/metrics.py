@@ -41,11 +41,11 @@ class ServiceMeter:
         self._frames = 0
         self._busy_s = 0.0
 
-    def record(self, seconds: float) -> None:
-        """Count one frame."""
+    def record(self, seconds: float, *, frames: int = 1) -> None:
+        """Count frames that took ``seconds`` together; each counts with its share."""
         with self._lock:
-            self._recent_ms.append(seconds * 1000.0)
-            self._frames += 1
+            self._recent_ms.extend([seconds * 1000.0 / frames] * frames)
+            self._frames += frames
             self._busy_s += seconds
 
     def stats(self, name: str, channel: ChannelStats | None) -> StageStats:

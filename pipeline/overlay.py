@@ -63,12 +63,21 @@ def _srgb(linear: float) -> float:
     return 12.92 * linear if linear <= 0.0031308 else 1.055 * linear ** (1 / 2.4) - 0.055
 
 
-def draw_people(image: U8, people: Sequence[Person]) -> None:
-    """Draw on ``image`` (H, W, 3) uint8 RGB in place: all masks, then skeletons, then labels; better people on top."""
+def draw_people(image: U8, people: Sequence[Person], *, tinted: bool = False) -> None:
+    """Draw on ``image`` (H, W, 3) uint8 RGB in place: tints, contours, skeletons, labels; better people on top.
+
+    Args:
+        image: the frame.
+        people: of the frame.
+        tinted: the masks are tinted already, see `engines.device.Device.paste`.
+    """
     scale = max(0.5, math.sqrt(image.shape[0] * image.shape[1]) / _REFERENCE_SIDE_PX)
     ordered = sorted(people, key=lambda person: person.score)
+    if not tinted:
+        for person in ordered:
+            _tint(image, person)
     for person in ordered:
-        _draw_mask(image, person, scale)
+        _draw_contour(image, person, scale)
     for person in ordered:
         _draw_skeleton(image, person, scale)
     taken: list[tuple[int, int, int, int]] = []
@@ -76,19 +85,23 @@ def draw_people(image: U8, people: Sequence[Person]) -> None:
         _draw_label(image, person, scale, taken)
 
 
-def _draw_mask(image: U8, person: Person, scale: float) -> None:
+def _tint(image: U8, person: Person) -> None:
     mask = person.crop.mask
     if not mask.any():
         return
     height, width = mask.shape
     region = image[person.crop.y0 : person.crop.y0 + height, person.crop.x0 : person.crop.x0 + width]
-    color = color_of(person.id)
-    mask_u8 = mask.view(np.uint8)
-    cv2.copyTo(cv2.LUT(region, _tint_table(color)), mask_u8, region)
-    contours, _ = cv2.findContours(mask_u8, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    cv2.copyTo(cv2.LUT(region, _tint_table(color_of(person.id))), mask.view(np.uint8), region)
+
+
+def _draw_contour(image: U8, person: Person, scale: float) -> None:
+    mask = person.crop.mask
+    if not mask.any():
+        return
+    contours, _ = cv2.findContours(mask.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     # The line lies half outside the mask, so it is drawn on the frame, not on the mask's box.
     shifted = [contour + np.array((person.crop.x0, person.crop.y0), np.int32) for contour in contours]
-    cv2.polylines(image, shifted, True, color, max(1, round(1.4 * scale)), cv2.LINE_AA)
+    cv2.polylines(image, shifted, True, color_of(person.id), max(1, round(1.4 * scale)), cv2.LINE_AA)
 
 
 @lru_cache(maxsize=1024)

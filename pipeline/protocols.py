@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Protocol, TypeVar, runtime_checkable
 
 from pipeline.messages import Frame, FrameResult
 
@@ -61,6 +61,18 @@ class Stage(Protocol[In, Out]):
 
     def close(self) -> None:
         """Free what `open` took; called exactly once, also after a failure."""
+
+
+@runtime_checkable
+class BatchStage(Protocol[In, Out]):
+    """A stage that also takes several messages at once, those that wait anyway: nobody waits for a batch to fill."""
+
+    @property
+    def batch_limit(self) -> int:
+        """How many messages one call of `process_batch` should get at most; read after `open`."""
+
+    def process_batch(self, items: Sequence[In]) -> Sequence[Out]:
+        """One result per message, in order; the same as `process` of each."""
 
 
 class Sink(Protocol):

@@ -21,7 +21,7 @@ from pipeline.channel import END, Channel, ChannelClosed
 from pipeline.errors import PipelineError, StageError
 from pipeline.messages import Frame, FrameResult
 from pipeline.metrics import ServiceMeter, StageStats
-from pipeline.protocols import Source, Stage
+from pipeline.protocols import BatchStage, Source, Stage
 
 log = logging.getLogger(__name__)
 
@@ -160,12 +160,20 @@ class Pipeline:
         item: Any = None
         try:
             stage.open()
+            limit = stage.batch_limit if isinstance(stage, BatchStage) else 1
             while (item := inbox.get()) is not END:
                 started = time.perf_counter()
-                result = stage.process(item)
-                meter.record(time.perf_counter() - started)
-                outbox.put(result)
-                del result  # a waiting stage holds no frame
+                if limit > 1 and isinstance(stage, BatchStage):
+                    items = [item, *inbox.take_waiting(limit - 1)]
+                    results = stage.process_batch(items)
+                    meter.record(time.perf_counter() - started, frames=len(items))
+                    del items
+                else:
+                    results = [stage.process(item)]
+                    meter.record(time.perf_counter() - started)
+                for result in results:
+                    outbox.put(result)
+                del results, result  # a waiting stage holds no frame
         except ChannelClosed:
             pass
         except BaseException as error:

@@ -164,7 +164,7 @@ class FileSource:
             pts=clip,
             time_base=1 / self._image_fps,
             captured_s=time.monotonic(),
-            image=image,
+            pixels=image,
         )
 
     def _clip(self, clip: int, name: str) -> Iterator[Frame]:
@@ -180,7 +180,7 @@ class FileSource:
                     pts=picture.pts,
                     time_base=picture.time_base,
                     captured_s=time.monotonic(),
-                    image=picture.image,
+                    pixels=picture.image,
                 )
         finally:
             self._lost += video.frames_lost
@@ -212,7 +212,7 @@ class StreamSource:
                 pts=picture.pts,
                 time_base=picture.time_base,
                 captured_s=time.monotonic(),
-                image=picture.image,
+                pixels=picture.image,
             )
             if self._stop.is_set():
                 return
@@ -261,7 +261,7 @@ class CameraSource:
                 pts=round((now - started) / MICROSECOND),
                 time_base=MICROSECOND,
                 captured_s=now,
-                image=_rgb(bgr),
+                pixels=_rgb(bgr),
             )
             index += 1
 

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-import numpy as np
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from engines import Engine
-from kernels.coordinates import F32, U8, invert, transform_points
-from kernels.letterbox import Letterbox, letterbox, plan_letterbox
+import numpy as np
+from numpy.typing import NDArray
+
+from engines import Engine, EngineOutOfMemory
+from engines.device import Device
+from kernels.coordinates import F32, invert, transform_points
+from kernels.letterbox import Letterbox, plan_letterbox
 from kernels.pose_decoding import DecodeParameters, decode_people
-from pipeline.messages import Frame, Poses
+from pipeline.messages import Features, Frame, Poses
+
+log = logging.getLogger(__name__)
 
 KEPT_SHARE = 0.5  # of the person threshold: what somebody who is tracked may sink to
+CANDIDATES = ("person_scores", "person_keypoints", "joint_candidates")  # what the grouping reads, a few kB a frame
 
 
 class KeypointStage:
-    """Owns the keypoint engine."""
+    """Owns the keypoint engine. Frames that wait share a call of it, as many as the device gains from."""
 
     name = "keypoints"
 
     def __init__(
         self,
         engine: Engine,
+        device: Device,
         *,
         long_side: int,
         input_multiple: int,
@@ -31,6 +41,7 @@ class KeypointStage:
 
         Args:
             engine: of the keypoint graph; closed with the stage.
+            device: where the engine works.
             long_side: long side of the network input, px.
             input_multiple: both sides of the input are multiples of it.
             person_threshold: people below this score are left out here; `KEPT_SHARE` of it is enough, since those who
@@ -38,12 +49,18 @@ class KeypointStage:
             parameters: of the grouping.
         """
         self._engine = engine
+        self._device = device
         self._long_side = long_side
         self._multiple = input_multiple
         self._kept_from = KEPT_SHARE * person_threshold
         self._parameters = parameters
         self._plan: Letterbox | None = None
-        self._input: U8 = np.zeros((0, 0, 3), np.uint8)
+        self._limit = max(1, device.frames_per_call)
+
+    @property
+    def batch_limit(self) -> int:
+        """Frames of one call; becomes smaller when the device's memory is too small for more."""
+        return self._limit
 
     def open(self) -> None:
         decode_people(  # compiles
@@ -54,14 +71,45 @@ class KeypointStage:
         )
 
     def process(self, frame: Frame) -> Poses:
-        plan = self._plan_for(frame)
-        letterbox(frame.image, plan, out=self._input)
-        outputs = self._engine.run({"image": self._input[None]})
+        return self.process_batch([frame])[0]
+
+    def process_batch(self, frames: Sequence[Frame]) -> list[Poses]:
+        """Poses of frames that may differ in size: neighbours of one size share a call."""
+        poses: list[Poses] = []
+        while len(poses) < len(frames):
+            rest = frames[len(poses) :]
+            size = (rest[0].height, rest[0].width)
+            count = 1
+            while count < min(len(rest), self._limit) and (rest[count].height, rest[count].width) == size:
+                count += 1
+            try:
+                poses += self._one_call(rest[:count])
+            except EngineOutOfMemory as error:
+                self._device.free_memory()
+                if count == 1:
+                    raise
+                self._limit = count // 2
+                log.warning("%s: %s: going on with %d frames a call", self._device.name, error, self._limit)
+        return poses
+
+    def close(self) -> None:
+        self._engine.close()
+
+    def _one_call(self, frames: Sequence[Frame]) -> list[Poses]:
+        plan = self._plan_for(frames[0])
+        pictures = self._device.pictures([frame.pixels for frame in frames])
+        outputs = self._device.run(self._engine, {"image": self._device.network_input(pictures, plan)})
+        candidates = self._device.to_host({name: outputs[name] for name in CANDIDATES})
+        return [
+            self._poses(frame, plan, candidates, row, Features(maps=outputs["features"], row=row, picture=picture))
+            for row, (frame, picture) in enumerate(zip(frames, pictures, strict=True))
+        ]
+
+    def _poses(
+        self, frame: Frame, plan: Letterbox, candidates: Mapping[str, NDArray[Any]], row: int, features: Features
+    ) -> Poses:
         keypoints, scores = decode_people(
-            outputs["person_scores"][0],
-            outputs["person_keypoints"][0],
-            outputs["joint_candidates"][0],
-            parameters=self._parameters,
+            *(np.asarray(candidates[name][row], np.float32) for name in CANDIDATES), parameters=self._parameters
         )
         wanted = scores >= self._kept_from
         keypoints, scores = keypoints[wanted], scores[wanted]
@@ -69,12 +117,7 @@ class KeypointStage:
         if len(keypoints):
             frame_from_input = invert(plan.input_from_frame)
             frame_keypoints[:, :, :2] = transform_points(frame_from_input, keypoints[:, :, :2])
-        return Poses(
-            frame=frame, keypoints=frame_keypoints, scores=scores, letterbox=plan, features=outputs["features"]
-        )
-
-    def close(self) -> None:
-        self._engine.close()
+        return Poses(frame=frame, keypoints=frame_keypoints, scores=scores, letterbox=plan, features=features)
 
     def _plan_for(self, frame: Frame) -> Letterbox:
         """The plan of this frame's size; a stream may change its size at any time."""
@@ -82,5 +125,4 @@ class KeypointStage:
         if plan is None or (plan.frame_height, plan.frame_width) != (frame.height, frame.width):
             plan = plan_letterbox(frame.height, frame.width, long_side=self._long_side, multiple=self._multiple)
             self._plan = plan
-            self._input = np.empty((plan.input_height, plan.input_width, 3), np.uint8)
         return plan

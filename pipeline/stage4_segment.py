@@ -2,47 +2,151 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from engines import Engine
+from engines import Engine, EngineOutOfMemory
+from engines.device import Array, Device
 from kernels.coordinates import F32
 from kernels.roi_inputs import segment_feeds
-from pipeline.messages import AlignedRois, InstanceMasks
+from pipeline.messages import AlignedRois, Features, InstanceMasks
 
 JOINT_SEEN = 2.0  # the network's mark of a joint that is there and visible (COCO's v)
 
 
 class SegmentStage:
-    """Owns the segment engine; all people of a frame are one call."""
+    """Owns the segment engine; all people of all frames that came out of one keypoint call are one call."""
 
     name = "segment"
 
-    def __init__(self, engine: Engine, *, feature_from_input: F32, roi_size: int) -> None:
+    def __init__(self, engine: Engine, device: Device, *, feature_from_input: F32, roi_size: int) -> None:
+        """Keep what the model prescribes.
+
+        Args:
+            engine: of the segment graph; closed with the stage.
+            device: where the engine works, and where the features lie.
+            feature_from_input: (2, 3), a property of the network.
+            roi_size: side of the window, ROI px.
+        """
         self._engine = engine
+        self._device = device
         self._feature_from_input = feature_from_input
         self._roi_size = roi_size
+        self._people_per_call = int(getattr(engine, "limits", {}).get("N", 0)) or None
+
+    @property
+    def batch_limit(self) -> int:
+        """As many as one keypoint call may have made."""
+        return max(1, self._device.frames_per_call)
 
     def open(self) -> None:
         """The engine was loaded when the run was built, so that a bad model ends it before anything else starts."""
 
     def process(self, rois: AlignedRois) -> InstanceMasks:
-        poses = rois.poses
-        bare = replace(rois, poses=replace(poses, features=None))
-        count = len(rois.roi_from_frame)
-        if not count or poses.features is None:
-            empty = np.zeros((0, self._roi_size, self._roi_size), np.float32)
-            return InstanceMasks(rois=bare, probabilities=empty, scores=np.zeros(0, np.float32))
-        feeds = segment_feeds(
-            poses.keypoints,
-            np.where(rois.joint_visible, JOINT_SEEN, 0.0),
-            rois.roi_from_frame,
-            poses.letterbox.input_from_frame,
-            self._feature_from_input,
-        )
-        outputs = self._engine.run({"features": poses.features, **feeds})
-        return InstanceMasks(rois=bare, probabilities=outputs["probabilities"], scores=outputs["scores"])
+        return self.process_batch([rois])[0]
+
+    def process_batch(self, items: Sequence[AlignedRois]) -> list[InstanceMasks]:
+        """Masks of several frames; neighbours whose features lie in one array share a call."""
+        return [masks for group in _by_features(items) for masks in self._one_group(group)]
 
     def close(self) -> None:
         self._engine.close()
+
+    def _one_group(self, group: Sequence[AlignedRois]) -> list[InstanceMasks]:
+        counts = [len(rois.roi_from_frame) for rois in group]
+        features = group[0].poses.features
+        if features is None or not sum(counts):
+            empty = np.zeros((0, self._roi_size, self._roi_size), np.float32)
+            return [_masks(rois, empty, empty, np.zeros(0, np.float32)) for rois in group]
+        feeds = self._feeds(group)
+        probabilities, host = self._run(features.maps, feeds)
+        ends = np.cumsum(counts).tolist()
+        return [
+            _masks(
+                rois,
+                probabilities[end - count : end],
+                host["probabilities"][end - count : end],
+                host["scores"][end - count : end],
+            )
+            for rois, count, end in zip(group, counts, ends, strict=True)
+        ]
+
+    def _feeds(self, group: Sequence[AlignedRois]) -> dict[str, NDArray[Any]]:
+        """Inputs for all people of the group, those of one frame after those of the other."""
+        parts = []
+        for rois in group:
+            poses = rois.poses
+            part = segment_feeds(
+                poses.keypoints,
+                np.where(rois.joint_visible, JOINT_SEEN, 0.0),
+                rois.roi_from_frame,
+                poses.letterbox.input_from_frame,
+                self._feature_from_input,
+            )
+            if poses.features is not None:
+                part["roi_image"][:] = poses.features.row
+            parts.append(part)
+        if len(parts) == 1:
+            return dict(parts[0])
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _run(self, maps: Array, feeds: Mapping[str, NDArray[Any]]) -> tuple[Array, dict[str, NDArray[Any]]]:
+        """Probabilities on the device and all outputs on the host; more people than one call takes are several."""
+        people = len(feeds["roi_image"])
+        limit = min(people, self._people_per_call or people)
+        on_device: list[Array] = []
+        on_host: list[dict[str, NDArray[Any]]] = []
+        done = 0
+        while done < people:
+            rows = slice(done, min(done + limit, people))
+            try:
+                outputs = self._device.run(
+                    self._engine, {"features": maps, **{name: feed[rows] for name, feed in feeds.items()}}
+                )
+                host = self._device.to_host(outputs)
+            except EngineOutOfMemory:
+                self._device.free_memory()
+                if limit == 1:
+                    raise
+                limit = self._people_per_call = max(1, limit // 2)
+                continue
+            on_device.append(outputs["probabilities"])
+            on_host.append(host)
+            done = rows.stop
+        if len(on_host) == 1:
+            return on_device[0], on_host[0]
+        return self._device.join(on_device), {
+            name: np.concatenate([part[name] for part in on_host]) for name in on_host[0]
+        }
+
+
+def _by_features(items: Sequence[AlignedRois]) -> Iterator[list[AlignedRois]]:
+    """Runs of neighbours whose features are rows of the same array."""
+    group: list[AlignedRois] = []
+    for rois in items:
+        if group and _maps_of(group[-1].poses.features) is not _maps_of(rois.poses.features):
+            yield group
+            group = []
+        group.append(rois)
+    if group:
+        yield group
+
+
+def _maps_of(features: Features | None) -> Array:
+    return None if features is None else features.maps
+
+
+def _masks(rois: AlignedRois, on_device: Array, probabilities: F32, scores: F32) -> InstanceMasks:
+    """The message; the feature maps end here."""
+    poses = rois.poses
+    features = None if poses.features is None else replace(poses.features, maps=None)
+    return InstanceMasks(
+        rois=replace(rois, poses=replace(poses, features=features)),
+        probabilities=probabilities,
+        scores=scores,
+        on_device=on_device,
+    )

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import replace
 
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.device import Device, Paint
+from kernels.coordinates import I32
 from kernels.mask_paste import paste_masks
 from pipeline.messages import FrameResult, InstanceMasks
-from pipeline.overlay import draw_people
+from pipeline.overlay import MASK_OPACITY, color_of, draw_people
 from pipeline.person import Person
 
 
@@ -15,13 +20,15 @@ class ComposeStage:
 
     name = "compose"
 
-    def __init__(self, *, mask_threshold: float, draw: bool) -> None:
+    def __init__(self, device: Device, *, mask_threshold: float, draw: bool) -> None:
         """Set up.
 
         Args:
+            device: where the probabilities lie.
             mask_threshold: pixels above this probability are person.
             draw: make `FrameResult.drawn`; needless when no output shows pictures.
         """
+        self._device = device
         self._mask_threshold = mask_threshold
         self._draw = draw
 
@@ -34,27 +41,42 @@ class ComposeStage:
         rois = masks.rois
         poses = rois.poses
         frame = poses.frame
-        crops = paste_masks(
-            masks.probabilities, rois.roi_from_frame, frame.height, frame.width, threshold=self._mask_threshold
-        )
         scores = poses.scores * masks.scores  # ranks masks better than either factor: docs/experiments.md
+        best_first = np.argsort(-scores, kind="stable")
+        picture = None if poses.features is None else poses.features.picture
+        pasted = self._device.paste(
+            picture,
+            masks.probabilities if masks.on_device is None else masks.on_device,
+            rois.roi_from_frame,
+            frame.height,
+            frame.width,
+            threshold=self._mask_threshold,
+            paint=_paint(rois.ids, best_first) if self._draw and picture is not None else None,
+        )
+        bare = replace(masks, rois=replace(rois, poses=replace(poses, features=None)), on_device=None)
         people = [
             Person(
                 id=int(rois.ids[n]),
                 score=float(scores[n]),
                 keypoints=poses.keypoints[n],
                 joint_visible=rois.joint_visible[n],
-                crop=crops[n],
+                crop=pasted.crops[n],
                 frame_height=frame.height,
                 frame_width=frame.width,
             )
-            for n in np.argsort(-scores, kind="stable")
+            for n in best_first
         ]
         drawn = None
         if self._draw:
-            drawn = frame.image.copy()
-            draw_people(drawn, people)
-        return FrameResult(masks=masks, people=tuple(people), drawn=drawn)
+            drawn = frame.image.copy() if pasted.painted is None else pasted.painted
+            draw_people(drawn, people, tinted=pasted.painted is not None)
+        return FrameResult(masks=bare, people=tuple(people), drawn=drawn)
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+def _paint(ids: I32, best_first: NDArray[np.intp]) -> Paint:
+    """Each person's colour; better people on top."""
+    colors = np.array([color_of(int(person_id)) for person_id in ids], np.uint8).reshape(-1, 3)
+    return Paint(colors=colors, opacity=MASK_OPACITY, order=best_first[::-1].astype(np.int32))

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from engines import EngineRunError, TensorSpec
+from engines import EngineOutOfMemory, EngineRunError, TensorSpec
 from engines.artifact import SIGNATURES, Artifact
 from kernels.affine_align import affine_align
 from kernels.coordinates import half_pixel_scale, transform_points
@@ -60,7 +60,7 @@ def frame(
         pts=index,
         time_base=Fraction(1, 25),
         captured_s=time.monotonic(),
-        image=image,
+        pixels=image,
     )
 
 
@@ -79,21 +79,31 @@ class FakeKeypointEngine:
     inputs: tuple[TensorSpec, ...] = SIGNATURES["keypoints"][0]
     outputs: tuple[TensorSpec, ...] = SIGNATURES["keypoints"][1]
 
-    def __init__(self, *, fail_at: int | None = None, delay_s: float = 0.0) -> None:
+    def __init__(self, *, fail_at: int | None = None, delay_s: float = 0.0, memory: int = 1000) -> None:
+        """A call with more than ``memory`` pictures runs out of memory."""
         self.calls = 0
         self.closed = 0
+        self.batches: list[int] = []
         self._fail_at = fail_at
         self._delay_s = delay_s
+        self._memory = memory
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         image = feeds["image"]
         assert image.dtype == np.uint8
-        assert image.ndim == 4 and image.shape[0] == 1 and image.shape[3] == 3
+        assert image.ndim == 4 and image.shape[3] == 3
         if self.calls == self._fail_at:
             raise EngineRunError("the fake engine was told to fail")
+        if len(image) > self._memory:
+            raise EngineOutOfMemory("the fake engine has no memory for this")
         self.calls += 1
+        self.batches.append(len(image))
         if self._delay_s:
             time.sleep(self._delay_s)
+        rows = [self._run_one(image[row : row + 1]) for row in range(len(image))]
+        return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+
+    def _run_one(self, image: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         red, green, blue = (image[0, :, :, c].astype(np.int32) for c in range(3))
         magenta = ((red > 150) & (blue > 150) & (green < 110)).astype(np.uint8)
         count, _, boxes, _ = cv2.connectedComponentsWithStats(magenta)
@@ -126,10 +136,13 @@ class FakeSegmentEngine:
     inputs: tuple[TensorSpec, ...] = SIGNATURES["segment"][0]
     outputs: tuple[TensorSpec, ...] = SIGNATURES["segment"][1]
 
-    def __init__(self, *, roi_size: int = 64, fail_at: int | None = None) -> None:
+    def __init__(self, *, roi_size: int = 64, fail_at: int | None = None, memory: int = 1000) -> None:
+        """A call with more than ``memory`` people runs out of memory."""
         self.calls = 0
         self.closed = 0
         self.feeds: dict[str, NDArray[Any]] = {}
+        self.batches: list[int] = []
+        self._memory = memory
         self._roi_size = roi_size
         self._fail_at = fail_at
 
@@ -140,7 +153,10 @@ class FakeSegmentEngine:
             assert feeds[spec.name].size > 0
         if self.calls == self._fail_at:
             raise EngineRunError("the fake engine was told to fail")
+        if len(feeds["roi_image"]) > self._memory:
+            raise EngineOutOfMemory("the fake engine has no memory for this")
         self.calls += 1
+        self.batches.append(len(feeds["roi_image"]))
         self.feeds = dict(feeds)
         sampled = affine_align(feeds["features"], feeds["feature_from_roi"], feeds["roi_image"], self._roi_size)[:, 0]
         return {"probabilities": sampled, "scores": sampled.max(axis=(1, 2))}

@@ -148,3 +148,31 @@ def test_two_threads_keep_the_law(capacity, policy, count) -> None:
         assert read == list(range(count))
     elif count:
         assert read[-1] == count - 1
+
+
+def test_what_waits_can_be_taken_at_once_and_nobody_waits_for_more() -> None:
+    channel: Channel[int] = Channel("c", 4)
+    assert channel.take_waiting(3) == []
+    for item in range(4):
+        channel.put(item)
+    channel.finish()
+    assert channel.get() == 0
+    assert channel.take_waiting(2) == [1, 2]
+    assert channel.take_waiting(5) == [3]
+    assert channel.get() is END
+    assert channel.stats().delivered == 4
+
+
+def test_taking_what_waits_makes_room_for_the_writer() -> None:
+    channel: Channel[int] = Channel("c", 2)
+    channel.put(0)
+    channel.put(1)
+    writer = threading.Thread(target=channel.put, args=(2,))
+    writer.start()
+    assert channel.get() == 0
+    writer.join(JOIN_S)
+    assert not writer.is_alive()
+    assert channel.take_waiting(8) == [1, 2]
+    channel.hang_up()
+    with pytest.raises(ChannelClosed):
+        channel.take_waiting(1)

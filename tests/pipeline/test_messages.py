@@ -9,6 +9,7 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from engines.device import HostDevice
 from pipeline.messages import AlignedRois, Frame, FrameResult, InstanceMasks, Poses
 from pipeline.stage5_compose import ComposeStage
 from tests.fakes import frame, masks_of, poses_of
@@ -18,13 +19,13 @@ VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 
 
 def result_of(*boxes: tuple[float, float, float, float], draw: bool = False) -> FrameResult:
-    stage = ComposeStage(mask_threshold=0.5, draw=draw)
+    stage = ComposeStage(HostDevice(), mask_threshold=0.5, draw=draw)
     stage.open()
     return stage.process(masks_of(frame(3, height=60, width=80), *boxes))
 
 
 def test_the_frame_checks_its_picture() -> None:
-    with pytest.raises(ValueError, match=r"image must be \(H, W, 3\) uint8, got float32"):
+    with pytest.raises(ValueError, match=r"pixels must be \(H, W, 3\) uint8, got float32"):
         frame(image=np.zeros((4, 4, 3), np.float32))
     with pytest.raises(ValueError, match="uint8"):
         frame(image=np.zeros((4, 4), np.uint8))
@@ -59,7 +60,7 @@ def test_counts_of_people_must_agree() -> None:
 def test_repr_shows_shapes_in_place_of_pixels() -> None:
     text = repr(masks_of(frame(), (1, 1, 20, 40)))
     assert "probabilities=float32[1, 64, 64]" in text
-    assert "image=uint8[48, 64, 3]" in text
+    assert "pixels=uint8[48, 64, 3]" in text
     assert len(text) < 1500
 
 
@@ -137,7 +138,7 @@ def test_coco_results_are_loadable_and_keep_the_mask_area(tmp_path) -> None:
 def test_the_box_of_an_empty_mask_is_that_of_the_visible_joints() -> None:
     masks = masks_of(frame(height=60, width=80), (10, 5, 30, 50))
     masks.probabilities[:] = 0.0
-    person = ComposeStage(mask_threshold=0.5, draw=False).process(masks).people[0]
+    person = ComposeStage(HostDevice(), mask_threshold=0.5, draw=False).process(masks).people[0]
     assert not person.mask.any()
     x, y, width, height = person.bbox
     assert (x, y) == (pytest.approx(10 + 0.12 * 20), pytest.approx(5 + 0.06 * 45))
@@ -150,7 +151,7 @@ def test_a_person_without_mask_and_joints_has_an_empty_box() -> None:
     masks = masks_of(frame(height=60, width=80), (10, 5, 30, 50))
     masks.probabilities[:] = 0.0
     masks.rois.joint_visible[:] = False
-    person = ComposeStage(mask_threshold=0.5, draw=False).process(masks).people[0]
+    person = ComposeStage(HostDevice(), mask_threshold=0.5, draw=False).process(masks).people[0]
     assert person.bbox == (0.0, 0.0, 0.0, 0.0)
     assert "id=1" in repr(person)
 

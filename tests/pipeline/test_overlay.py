@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from engines.device import HostDevice
 from pipeline.overlay import color_of, draw_people, draw_text, text_size
 from pipeline.person import Person
 from pipeline.stage5_compose import ComposeStage
@@ -12,7 +13,7 @@ from tests.fakes import frame, masks_of
 
 
 def people_of(height: int, width: int, *boxes: tuple[float, float, float, float]) -> list[Person]:
-    stage = ComposeStage(mask_threshold=0.5, draw=False)
+    stage = ComposeStage(HostDevice(), mask_threshold=0.5, draw=False)
     return list(stage.process(masks_of(frame(height=height, width=width), *boxes)).people)
 
 
@@ -44,7 +45,7 @@ def test_a_hole_in_a_mask_stays_open() -> None:
     masks = masks_of(frame(height=200, width=300), (50, 20, 178, 148))
     masks.probabilities[0, 24:40, 24:40] = 0.0
     masks.rois.joint_visible[:] = False
-    person = ComposeStage(mask_threshold=0.5, draw=False).process(masks).people[0]
+    person = ComposeStage(HostDevice(), mask_threshold=0.5, draw=False).process(masks).people[0]
     image = np.full((200, 300, 3), 90, np.uint8)
     draw_people(image, [person])
     assert image[84, 114].tolist() == [90, 90, 90]
@@ -65,7 +66,7 @@ def test_lines_and_letters_grow_with_the_frame() -> None:
         image = np.full((height, width, 3), 90, np.uint8)
         masks = masks_of(frame(height=height, width=width), (width * 0.4, height * 0.2, width * 0.6, height * 0.9))
         masks.probabilities[:] = 0.0
-        draw_people(image, [ComposeStage(mask_threshold=0.5, draw=False).process(masks).people[0]])
+        draw_people(image, [ComposeStage(HostDevice(), mask_threshold=0.5, draw=False).process(masks).people[0]])
         shares.append((image != 90).any(axis=2).mean())
     assert 0.5 < shares[0] / shares[1] < 2.0
 
@@ -74,7 +75,7 @@ def test_invisible_joints_and_their_limbs_are_not_drawn() -> None:
     masks = masks_of(frame(height=400, width=400), (100, 50, 300, 390))
     masks.probabilities[:] = 0.0
     masks.rois.joint_visible[0, 9:] = False  # wrists and everything below
-    person = ComposeStage(mask_threshold=0.5, draw=False).process(masks).people[0]
+    person = ComposeStage(HostDevice(), mask_threshold=0.5, draw=False).process(masks).people[0]
     image = np.full((400, 400, 3), 90, np.uint8)
     draw_people(image, [person])
     assert not (image[240:] != 90).any()
@@ -85,7 +86,7 @@ def test_invisible_joints_and_their_limbs_are_not_drawn() -> None:
 def test_joints_from_anywhere(value) -> None:
     masks = masks_of(frame(height=100, width=100), (20, 20, 60, 90))
     masks.rois.poses.keypoints[0, 5, :2] = value
-    person = ComposeStage(mask_threshold=0.5, draw=False).process(masks).people[0]
+    person = ComposeStage(HostDevice(), mask_threshold=0.5, draw=False).process(masks).people[0]
     image = np.full((100, 100, 3), 90, np.uint8)
     draw_people(image, [person])
     assert (image[30:80, 25:55] != 90).any(axis=2).all()  # the mask is drawn all the same
@@ -96,7 +97,7 @@ def test_labels_of_people_on_one_spot_do_not_cover_each_other() -> None:
     masks = masks_of(frame(height=300, width=300), *[(100, 150, 160, 290)] * 3)
     masks.probabilities[:] = 0.0
     masks.rois.joint_visible[:, 11:] = False
-    people = ComposeStage(mask_threshold=0.5, draw=False).process(masks).people
+    people = ComposeStage(HostDevice(), mask_threshold=0.5, draw=False).process(masks).people
     image = np.full((300, 300, 3), 90, np.uint8)
     draw_people(image, people)
     found = [bool((np.abs(image.astype(int) - color_of(person.id)).max(axis=2) < 40).sum() > 30) for person in people]

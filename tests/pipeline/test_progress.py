@@ -5,6 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
+from engines.device import HostDevice
 from pipeline.metrics import ServiceMeter, percentile
 from pipeline.progress import RunCounter, TerminalProgress, progress_line, summary_table
 from pipeline.runtime import Pipeline
@@ -14,7 +15,7 @@ from tests.fakes import FunctionStage, ListSource, frame, masks_of
 
 @pytest.fixture
 def run():
-    compose = ComposeStage(mask_threshold=0.5, draw=False)
+    compose = ComposeStage(HostDevice(), mask_threshold=0.5, draw=False)
     pipeline = Pipeline(
         ListSource([frame(i) for i in range(20)]),
         [FunctionStage("masks", lambda of: masks_of(of, *[(2, 2, 20, 40)] * (of.index % 2))), compose],

@@ -244,3 +244,34 @@ def test_frame_index_of_every_message() -> None:
         None,
         None,
     ]
+
+
+class BatchRecorder(FunctionStage):
+    """A stage that takes up to four messages a call, and waits for ``gate`` before the first."""
+
+    batch_limit = 4
+
+    def __init__(self, name: str, gate: threading.Event) -> None:
+        super().__init__(name)
+        self.batches: list[list[int]] = []
+        self._gate = gate
+
+    def process_batch(self, items):
+        self._gate.wait(10)
+        self.batches.append([item.index for item in items])
+        return list(items)
+
+
+def test_messages_that_wait_are_one_call() -> None:
+    gate = threading.Event()
+    stage = BatchRecorder("a", gate)
+    source = ListSource([frame(i) for i in range(11)])
+    pipeline = Pipeline(source, [stage, FunctionStage("b")], queue_depth=4)
+    results = pipeline.results()
+    threading.Timer(0.3, gate.set).start()  # by then the channel before the stage is full
+    assert [item.index for item in results] == list(range(11))
+    assert [index for batch in stage.batches for index in batch] == list(range(11))
+    assert max(map(len, stage.batches)) <= 4
+    assert any(len(batch) > 1 for batch in stage.batches)
+    by_name = {stats.name: stats.frames for stats in pipeline.stats()}
+    assert by_name == {"decode": 11, "a": 11, "b": 11}

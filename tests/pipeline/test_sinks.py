@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
+from engines.device import HostDevice
 from pipeline.contact_sheet import TILE_WIDTH, ContactSheetSink
 from pipeline.errors import SettingsError, SinkError
 from pipeline.messages import Frame, FrameResult
@@ -44,10 +45,10 @@ def result(
         pts=number if pts is None else pts,
         time_base=time_base,
         captured_s=0.0,
-        image=numbered_picture(number, height, width, person=False),
+        pixels=numbered_picture(number, height, width, person=False),
     )
     boxes = [(60.0, 20.0, 90.0, 80.0)] * people
-    return ComposeStage(mask_threshold=0.5, draw=True).process(masks_of(frame, *boxes))
+    return ComposeStage(HostDevice(), mask_threshold=0.5, draw=True).process(masks_of(frame, *boxes))
 
 
 def video_sink(path: Path, **options) -> VideoSink:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines import ArtifactError, EngineRunError
+from engines import ArtifactError, EngineOutOfMemory, EngineRunError
+from engines.device import HostDevice
 from kernels.pose_decoding import DecodeParameters
 from pipeline.build import decode_parameters, model_stages
 from pipeline.messages import FrameResult
@@ -24,8 +25,8 @@ def run(image: np.ndarray, **options) -> FrameResult:
     """One picture through all stages with the fake networks."""
     item = frame(image=image)
     for stage in (
-        *model_stages(Settings(source="x"), fake_model(**options)),
-        ComposeStage(mask_threshold=0.5, draw=True),
+        *model_stages(Settings(source="x"), fake_model(**options), HostDevice()),
+        ComposeStage(HostDevice(), mask_threshold=0.5, draw=True),
     ):
         stage.open()
         item = stage.process(item)
@@ -137,12 +138,14 @@ def test_a_threshold_of_zero_believes_no_joint_without_confidence() -> None:
 @given(st.lists(st.tuples(st.integers(1, 300), st.integers(1, 300)), min_size=1, max_size=4))
 def test_a_stream_may_change_its_size(sizes) -> None:
     engine = FakeKeypointEngine()
-    stage = KeypointStage(engine, long_side=64, input_multiple=32, person_threshold=0.3, parameters=DecodeParameters())
+    stage = KeypointStage(
+        engine, HostDevice(), long_side=64, input_multiple=32, person_threshold=0.3, parameters=DecodeParameters()
+    )
     for height, width in sizes:
         poses = stage.process(frame(height=height, width=width))
         assert (poses.letterbox.frame_height, poses.letterbox.frame_width) == (height, width)
         assert poses.features is not None
-        assert poses.features.shape[2:] == (poses.letterbox.input_height // 4, poses.letterbox.input_width // 4)
+        assert poses.features.maps.shape[2:] == (poses.letterbox.input_height // 4, poses.letterbox.input_width // 4)
     assert engine.calls == len(sizes)
 
 
@@ -151,13 +154,14 @@ def test_the_person_threshold() -> None:
     scores = [person.score for person in run(image, long_side=256).people]
     assert len(scores) == 2
     between = sum(scores) / 2
-    stages = model_stages(Settings(source="x", person_threshold=between), fake_model(long_side=256))
+    stages = model_stages(Settings(source="x", person_threshold=between), fake_model(long_side=256), HostDevice())
     found = stages[0].process(frame(image=image))
     assert len(found.scores) == 2  # both may be somebody known
     assert len(stages[1].process(found).ids) == 1  # nobody is: it takes the threshold to appear
     assert len(stages[1].process(found).ids) == 1
     half = KeypointStage(
         FakeKeypointEngine(),
+        HostDevice(),
         long_side=256,
         input_multiple=32,
         person_threshold=2 * between,
@@ -188,7 +192,7 @@ def test_decode_parameters_come_from_the_manifest() -> None:
 
 
 def test_compose_pastes_each_mask_where_its_window_is() -> None:
-    stage = ComposeStage(mask_threshold=0.5, draw=False)
+    stage = ComposeStage(HostDevice(), mask_threshold=0.5, draw=False)
     stage.open()
     result = stage.process(masks_of(frame(height=60, width=80), (10, 5, 30, 50), (40, 10, 60, 55)))
     assert result.drawn is None
@@ -197,7 +201,7 @@ def test_compose_pastes_each_mask_where_its_window_is() -> None:
 
 
 def test_a_score_is_person_times_mask_and_people_come_in_its_falling_order() -> None:
-    stage = ComposeStage(mask_threshold=0.5, draw=False)
+    stage = ComposeStage(HostDevice(), mask_threshold=0.5, draw=False)
     stage.open()
     masks = masks_of(frame(height=60, width=80), (10, 5, 30, 50), (40, 10, 60, 55))
     poses = replace(masks.rois.poses, scores=np.array([0.9, 0.8], np.float32))
@@ -205,3 +209,84 @@ def test_a_score_is_person_times_mask_and_people_come_in_its_falling_order() -> 
     result = stage.process(masks)
     np.testing.assert_allclose([person.score for person in result.people], [0.8, 0.45], rtol=1e-6)
     assert iou(result.people[0].mask, (40, 10, 60, 55)) == 1.0
+
+
+class BatchingHost(HostDevice):
+    """The host, playing a device that gains from batches."""
+
+    def __init__(self, frames_per_call: int) -> None:
+        super().__init__()
+        self.frames_per_call = frames_per_call
+        self.freed = 0
+
+    def network_input(self, pictures, plan):
+        return super().network_input(pictures, plan).copy()
+
+    def free_memory(self) -> None:
+        super().free_memory()
+        self.freed += 1
+
+
+def crowd(count: int) -> list[np.ndarray]:
+    """Pictures with 0, 1, 2, 3, 0, ... people at other places each."""
+    return [
+        picture(120, 200, *((10 + 55 * n + index, 20, 45 + 55 * n + index, 100) for n in range(index % 4)))
+        for index in range(count)
+    ]
+
+
+def results_of(images, device, **options) -> tuple[list[FrameResult], FakeKeypointEngine, FakeSegmentEngine]:
+    keypoints = FakeKeypointEngine(memory=options.get("frames_in_memory", 1000))
+    segment = FakeSegmentEngine(memory=options.get("people_in_memory", 1000))
+    model = fake_model(keypoint_engine=keypoints, segment_engine=segment)
+    stages = model_stages(Settings(source="x"), model, device)
+    compose = ComposeStage(device, mask_threshold=0.5, draw=True)
+    frames = [frame(index, image=image, clip=index) for index, image in enumerate(images)]
+    poses = stages[0].process_batch(frames)
+    masks = stages[2].process_batch([stages[1].process(item) for item in poses])
+    return [compose.process(item) for item in masks], keypoints, segment
+
+
+@pytest.mark.parametrize("frames_per_call", [1, 2, 3, 8, 20])
+def test_a_batch_gives_what_single_frames_give(frames_per_call) -> None:
+    images = crowd(9)
+    images[4] = picture(97, 131, (20, 10, 60, 90))  # another size in the middle of a batch
+    device = BatchingHost(frames_per_call)
+    batched, keypoints, segment = results_of(images, device)
+    assert max(keypoints.batches) <= frames_per_call
+    assert sum(keypoints.batches) == 9
+    assert sum(segment.batches) == sum(len(result.people) for result in batched)
+    single = [results_of([image], HostDevice())[0][0] for image in images]
+    for index, result in enumerate(batched):
+        assert [person.score for person in result.people] == [person.score for person in single[index].people]
+        np.testing.assert_array_equal(result.drawn, single[index].drawn)
+        assert result.masks.rois.poses.features is None and result.masks.on_device is None
+
+
+def test_too_little_memory_makes_batches_smaller_and_loses_nothing() -> None:
+    images = crowd(8)
+    device = BatchingHost(8)
+    tight, keypoints, segment = results_of(images, device, frames_in_memory=3, people_in_memory=2)
+    assert max(keypoints.batches) <= 3 and max(segment.batches) <= 2
+    assert device.freed >= 2
+    plenty, *_ = results_of(images, BatchingHost(8))
+    for one, other in zip(tight, plenty, strict=True):
+        np.testing.assert_array_equal(one.drawn, other.drawn)
+
+
+def test_too_little_memory_for_one_frame_is_an_error() -> None:
+    with pytest.raises(EngineOutOfMemory):
+        results_of(crowd(2), BatchingHost(2), frames_in_memory=0)
+    with pytest.raises(EngineOutOfMemory):
+        results_of(crowd(4), BatchingHost(4), people_in_memory=0)
+
+
+def test_more_people_than_the_engine_takes_are_several_calls() -> None:
+    segment = FakeSegmentEngine()
+    segment.limits = {"N": 2}
+    device = BatchingHost(8)
+    stages = model_stages(Settings(source="x"), fake_model(segment_engine=segment), device)
+    frames = [frame(index, image=image, clip=index) for index, image in enumerate(crowd(8))]
+    masks = stages[2].process_batch([stages[1].process(item) for item in stages[0].process_batch(frames)])
+    assert segment.batches == [2, 2, 2, 2, 2, 2]
+    assert [len(item.scores) for item in masks] == [index % 4 for index in range(8)]

@@ -4,6 +4,7 @@ import builtins
 
 import pytest
 
+from engines.device import HostDevice
 from pipeline.errors import SettingsError
 from pipeline.stage5_compose import ComposeStage
 from pipeline.window import ResultWindow
@@ -11,7 +12,7 @@ from tests.fakes import frame, masks_of
 
 
 def result(height: int = 96, width: int = 128):
-    return ComposeStage(mask_threshold=0.5, draw=True).process(
+    return ComposeStage(HostDevice(), mask_threshold=0.5, draw=True).process(
         masks_of(frame(height=height, width=width), (20, 20, 60, 90))
     )
 
