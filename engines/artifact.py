@@ -5,6 +5,10 @@
       keypoints.onnx    image -> people, joint candidates, features
       segment.onnx      features + poses -> one mask per person
 
+The family `paper` finds no poses: they come from elsewhere, and in place of keypoints.onnx its folder holds
+
+      features.onnx     image -> features
+
 A folder may come from anywhere, so the manifest is read as foreign input: sizes are bounded, names stay inside the
 folder, numbers are finite, and every file must have the length and SHA-256 that the manifest states.
 """
@@ -31,8 +35,11 @@ from engines.engine import DEFAULT_OPTIONS, ArtifactError, Engine, EngineOptions
 MANIFEST_NAME: Final = "model.json"
 SCHEMA: Final = "pose2seg-live/artifact"
 SCHEMA_VERSION: Final = 1
-FAMILIES: Final = ("live",)
+FAMILIES: Final = ("live", "paper")
 GRAPHS: Final = ("keypoints", "segment")
+"""Graphs of the family `live`, which the pipeline runs."""
+GRAPHS_OF: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType({"live": GRAPHS, "paper": ("features", "segment")})
+"""Graphs of each family."""
 KEYPOINT_COUNT: Final = 17
 
 _MAX_MANIFEST_BYTES = 1 << 20  # templates and figures need a few kB
@@ -56,6 +63,10 @@ SIGNATURES: Final[Mapping[str, tuple[tuple[TensorSpec, ...], tuple[TensorSpec, .
                 TensorSpec("features", _F32, ("B", "C", "h", "w")),
             ),
         ),
+        "features": (
+            (TensorSpec("image", _U8, ("B", "H", "W", 3)),),
+            (TensorSpec("features", _F32, ("B", "C", "h", "w")),),
+        ),
         "segment": (
             (
                 TensorSpec("features", _F32, ("B", "C", "h", "w")),
@@ -77,7 +88,8 @@ class Artifact:
     Attributes:
         folder: where it lies.
         family: one of `FAMILIES`.
-        keypoints_path, segment_path: the graphs.
+        keypoints_path: the graph of the family `live`; None in the family `paper`. See `graph_path`.
+        segment_path: the graph of both families.
         long_side: long side of the network input in px that thresholds and figures belong to.
         input_multiple: both input sides must be multiples of it.
         feature_from_input: (2, 3) float32; input px -> feature px, a property of the network.
@@ -88,11 +100,12 @@ class Artifact:
         trained_on: names of the training sets.
         measured: figures of this very model, for people; any JSON.
         provenance: what the weights derive from, for people; any JSON.
+        features_path: the graph of the family `paper`; None in the family `live`.
     """
 
     folder: Path
     family: str
-    keypoints_path: Path
+    keypoints_path: Path | None
     segment_path: Path
     long_side: int
     input_multiple: int
@@ -105,6 +118,28 @@ class Artifact:
     trained_on: tuple[str, ...]
     measured: Mapping[str, Any]
     provenance: Mapping[str, Any]
+    features_path: Path | None = None
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """Names of the graphs of this folder's family."""
+        return GRAPHS_OF[self.family]
+
+    def graph_path(self, graph: str) -> Path:
+        """File of a graph.
+
+        Raises:
+            ArtifactError: the family has no such graph.
+        """
+        paths = {"keypoints": self.keypoints_path, "features": self.features_path, "segment": self.segment_path}
+        path = paths.get(graph)
+        if path is None:
+            what = "; its poses come from elsewhere: give a model that finds people" * (graph == "keypoints")
+            raise ArtifactError(
+                f"{self.folder}: a model of the family {self.family!r} has the graphs {list(self.graphs)}, "
+                f"not {graph!r}{what}"
+            )
+        return path
 
 
 def default_artifact() -> Path:
@@ -148,7 +183,7 @@ def write_artifact(folder: str | Path, manifest: Mapping[str, Any], files: Mappi
         manifest: the fields of `Artifact` without the folder and the paths: family, long_side, input_multiple,
             feature_from_input, roi_size, templates, person_threshold, joint_threshold, decode, trained_on, measured,
             provenance. Arrays may be numpy. `schema`, `version`, `pixel_convention` and `files` are filled in here.
-        files: graph name -> its content or a file to copy; exactly `GRAPHS`.
+        files: graph name -> its content or a file to copy; exactly those of the family, see `GRAPHS_OF`.
 
     Returns:
         The folder, read back through `load_artifact`.
@@ -157,8 +192,9 @@ def write_artifact(folder: str | Path, manifest: Mapping[str, Any], files: Mappi
         ArtifactError: a graph is missing, or a field is missing, unknown or out of range.
     """
     folder = Path(folder)
-    if set(files) != set(GRAPHS):
-        raise ArtifactError(f"{folder}: expected the graphs {list(GRAPHS)}, got {sorted(files)}")
+    graphs = GRAPHS_OF.get(str(manifest.get("family")), GRAPHS)  # another family is refused with the other fields
+    if set(files) != set(graphs):
+        raise ArtifactError(f"{folder}: expected the graphs {list(graphs)}, got {sorted(files)}")
     contents = {
         name: content if isinstance(content, bytes) else content.read_bytes() for name, content in files.items()
     }
@@ -173,7 +209,7 @@ def write_artifact(folder: str | Path, manifest: Mapping[str, Any], files: Mappi
                 "bytes": len(contents[graph]),
                 "sha256": hashlib.sha256(contents[graph]).hexdigest(),
             }
-            for graph in GRAPHS
+            for graph in graphs
         },
     }
     try:
@@ -184,7 +220,7 @@ def write_artifact(folder: str | Path, manifest: Mapping[str, Any], files: Mappi
         ) from error
     _read_manifest(folder, _Fields(str(folder / MANIFEST_NAME), document))  # refuse before anything is replaced
     folder.mkdir(parents=True, exist_ok=True)
-    for graph in GRAPHS:
+    for graph in graphs:
         _replace_file(folder / f"{graph}.onnx", contents[graph])
     _replace_file(folder / MANIFEST_NAME, _shorten_number_lists(text).encode())
     return load_artifact(folder)
@@ -197,16 +233,17 @@ def open_graph(
 
     Args:
         artifact: from `load_artifact`.
-        graph: one of `GRAPHS`.
+        graph: one of `Artifact.graphs`.
         engine, options: see `engines.engine.open_engine`.
 
     Raises:
-        ArtifactError: a tensor is missing or has another type or rank than in `SIGNATURES`.
+        ArtifactError: the family has no such graph, or a tensor is missing or has another type or rank than in
+            `SIGNATURES`.
         EngineLoadError: the engine cannot load the file.
     """
-    if graph not in GRAPHS:
-        raise ValueError(f"graph must be one of {list(GRAPHS)}, got {graph!r}")
-    path = artifact.keypoints_path if graph == "keypoints" else artifact.segment_path
+    if graph not in SIGNATURES:
+        raise ValueError(f"graph must be one of {list(SIGNATURES)}, got {graph!r}")
+    path = artifact.graph_path(graph)
     opened = open_engine(path, engine=engine, options=options)
     expected_inputs, expected_outputs = SIGNATURES[graph]
     try:
@@ -337,11 +374,11 @@ def _read_manifest(folder: Path, fields: _Fields) -> tuple[Artifact, dict[Path, 
     if len(decode) > _MAX_DECODE_PARAMETERS or not all(_is_finite_number(value) for value in decode.values()):
         raise fields.fail(f"'decode' to hold at most {_MAX_DECODE_PARAMETERS} finite numbers", decode)
 
-    paths, files = _read_file_list(folder, fields)
+    paths, files = _read_file_list(folder, fields, GRAPHS_OF[family])
     artifact = Artifact(
         folder=folder,
         family=family,
-        keypoints_path=paths["keypoints"],
+        keypoints_path=paths.get("keypoints"),
         segment_path=paths["segment"],
         long_side=long_side,
         input_multiple=input_multiple,
@@ -354,17 +391,20 @@ def _read_manifest(folder: Path, fields: _Fields) -> tuple[Artifact, dict[Path, 
         trained_on=tuple(trained_on),
         measured=MappingProxyType(fields.mapping("measured")),
         provenance=MappingProxyType(fields.mapping("provenance")),
+        features_path=paths.get("features"),
     )
     return artifact, files
 
 
-def _read_file_list(folder: Path, fields: _Fields) -> tuple[dict[str, Path], dict[Path, tuple[int, str]]]:
+def _read_file_list(
+    folder: Path, fields: _Fields, graphs: tuple[str, ...]
+) -> tuple[dict[str, Path], dict[Path, tuple[int, str]]]:
     listed = fields.mapping("files")
-    if set(listed) != set(GRAPHS):
-        raise fields.fail(f"'files' to name exactly the graphs {list(GRAPHS)}", sorted(listed))
+    if set(listed) != set(graphs):
+        raise fields.fail(f"'files' to name exactly the graphs {list(graphs)}", sorted(listed))
     paths: dict[str, Path] = {}
     files: dict[Path, tuple[int, str]] = {}
-    for graph in GRAPHS:
+    for graph in graphs:
         entry = listed[graph]
         if not isinstance(entry, dict) or set(entry) != {"name", "bytes", "sha256"}:
             raise fields.fail(f"'files.{graph}' to have name, bytes and sha256", entry)

@@ -71,6 +71,19 @@ def keypoints_graph(*, score_kind: int = TensorProto.FLOAT, features_name: str =
     )
 
 
+def features_graph() -> bytes:
+    """`features` is the image moved to channels first, as floats."""
+    return model(
+        [
+            helper.make_node("Cast", ["image"], ["as_float"], to=TensorProto.FLOAT),
+            helper.make_node("Transpose", ["as_float"], ["features"], perm=[0, 3, 1, 2]),
+        ],
+        [tensor("image", TensorProto.UINT8, "B", "H", "W", 3)],
+        [tensor("features", TensorProto.FLOAT, "B", 3, "H", "W")],
+        {},
+    )
+
+
 def segment_graph() -> bytes:
     """Probabilities are 0.5 everywhere, one 4x4 map per person; scores are the mean x of the joints."""
     f, i = TensorProto.FLOAT, TensorProto.INT32

@@ -24,7 +24,7 @@ from engines.artifact import (
     write_artifact,
 )
 from engines.engine import ArtifactError, EngineLoadError, EngineOptions
-from tests.engines.graphs import add_graph, keypoints_graph, segment_graph
+from tests.engines.graphs import add_graph, features_graph, keypoints_graph, segment_graph
 
 GRAPH_FILES = {"keypoints": keypoints_graph(), "segment": segment_graph()}
 
@@ -77,7 +77,7 @@ def test_round_trip(tmp_path: Path) -> None:
         assert artifact.feature_from_input.dtype == artifact.templates.dtype == np.float32
         np.testing.assert_array_equal(artifact.feature_from_input, [[0.25, 0, -0.375], [0, 0.25, -0.375]])
         np.testing.assert_array_equal(artifact.templates, manifest()["templates"])
-        assert artifact.keypoints_path.read_bytes() == GRAPH_FILES["keypoints"]
+        assert artifact.graph_path("keypoints").read_bytes() == GRAPH_FILES["keypoints"]
         assert artifact.segment_path.read_bytes() == GRAPH_FILES["segment"]
 
 
@@ -222,7 +222,7 @@ def test_manifest_that_is_none(folder: Path, content: bytes, message: str) -> No
         ("version", 2, r"'version' to be 1 \(a newer folder needs a newer pose2seg-live\), got 2"),
         ("version", True, "'version' to be 1"),
         ("surprise", 1, r"expected only the fields .*, got \['surprise'\]"),
-        ("family", "dead", r"'family' to be one of \['live'\], got 'dead'"),
+        ("family", "dead", r"'family' to be one of \['live', 'paper'\], got 'dead'"),
         ("family", ["live"], "'family' to be text"),
         ("pixel_convention", "corners", "'pixel_convention' to be"),
         ("input_multiple", 0, "'input_multiple' to be a whole number from 1 to 256, got 0"),
@@ -376,8 +376,30 @@ def test_right_hash_but_no_graph(tmp_path: Path) -> None:
 
 
 def test_unknown_graph(folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"graph must be one of \['keypoints', 'segment'\], got 'features'"):
-        open_graph(load_artifact(folder), "features")
+    with pytest.raises(ValueError, match=r"graph must be one of \['keypoints', 'features', 'segment'\], got 'masks'"):
+        open_graph(load_artifact(folder), "masks")
+
+
+def test_a_folder_of_the_family_paper(tmp_path: Path) -> None:
+    files = {"features": features_graph(), "segment": segment_graph()}
+    artifact = write_artifact(tmp_path, manifest(family="paper"), files)
+    assert artifact.graphs == ("features", "segment")
+    assert artifact.keypoints_path is None and artifact.features_path == tmp_path / "features.onnx"
+    features = open_graph(artifact, "features").run({"image": np.full((1, 32, 64, 3), 9, np.uint8)})["features"]
+    assert features.shape == (1, 3, 32, 64)
+    open_graph(artifact, "segment").close()
+    with pytest.raises(
+        ArtifactError, match=r"'paper' has the graphs .*, not 'keypoints'; its poses come from elsewhere"
+    ):
+        open_graph(artifact, "keypoints")
+
+
+def test_families_do_not_mix(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"expected the graphs \['features', 'segment'\], got \['keypoints', 'seg"):
+        write_artifact(tmp_path / "mixed", manifest(family="paper"), GRAPH_FILES)
+    edit(folder, lambda document: document.update(family="paper"))
+    with pytest.raises(ArtifactError, match=r"'files' to name exactly the graphs \['features', 'segment'\]"):
+        load_artifact(folder)
 
 
 def test_default_artifact_lies_in_the_package() -> None:

@@ -54,7 +54,7 @@ def test_affine_align_is_one_node_with_a_local_function(artifact: Artifact) -> N
 
 @pytest.mark.parametrize("graph", ["keypoints", "segment"])
 def test_graph_runs_in_old_runtimes_too(artifact: Artifact, graph: str) -> None:
-    model = onnx.load(artifact.keypoints_path if graph == "keypoints" else artifact.segment_path)
+    model = onnx.load(artifact.graph_path(graph))
     assert {entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")} <= set(
         range(PORTABLE_OPSET + 1)
     )
