@@ -43,6 +43,7 @@ RUNTIMES = {
     "openvino_engine.py": {"openvino"},
     "tensorrt_*.py": {*TENSORRT, "onnx"},
     "torch2trt_converter.py": TENSORRT,
+    "half_precision.py": {"onnx"},
 }
 ONLY_WITH_EXTRAS = (
     "tensorrt",
@@ -74,9 +75,10 @@ def module_name(path: Path) -> str:
 
 
 def nodes_run_by_import(node: ast.AST) -> Iterator[ast.AST]:
-    """Everything below a node except the bodies of functions."""
+    """Everything below a node except the bodies of functions, and what only a type checker reads."""
     for child in ast.iter_child_nodes(node):
-        if not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+        for_checker = isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"
+        if not for_checker and not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
             yield child
             yield from nodes_run_by_import(child)
 
