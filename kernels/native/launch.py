@@ -78,7 +78,8 @@ class DeviceModule:
             raise ValueError(f"block of {name} must hold at most {_MAX_THREADS} threads, got {tuple(block)}")
         addresses = (ctypes.c_void_p * max(len(args), 1))()
         for i, argument in enumerate(args):
-            if not isinstance(argument, ctypes._SimpleCData):  # noqa: SLF001  the base of all ctypes numbers and pointers
+            # The base of all ctypes numbers and pointers; a structure is a parameter by value.
+            if not isinstance(argument, (ctypes._SimpleCData, ctypes.Structure)):  # noqa: SLF001
                 raise TypeError(
                     f"argument {i} of {name} must be a ctypes value such as c_int or c_void_p, got {argument!r}"
                 )
