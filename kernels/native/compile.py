@@ -153,10 +153,30 @@ def device_image(source: Path, *, architecture: str, kind: DeviceCode = "cubin")
         raise NativeBuildError(f"kind must be 'cubin' or 'ptx', got {kind!r}")
     text = translation_unit(source)
     nvcc = find_nvcc()
-    if nvcc is not None:
+    if nvcc is not None and host_compiler() is not None:  # nvcc leaves the preprocessing to g++
         target = f"-arch={'sm' if kind == 'cubin' else 'compute'}_{architecture}"
         return _nvcc(nvcc, source, text, [f"-{kind}", target], suffix=kind)
     return nvrtc_image(source, architecture=architecture, kind=kind)
+
+
+def image_for_capability(source: Path, major: int, minor: int) -> bytes:
+    """The image to load on a GPU: machine code for it, or PTX where the compiler is older than the GPU.
+
+    Raises:
+        NativeBuildError: as `device_image`; the message is that of the machine code.
+    """
+    own = f"{major}{minor}"
+    try:
+        return device_image(source, architecture=own)
+    except NativeBuildError as cause:
+        # A compiler that refuses the source refuses it for every architecture, so only unknown ones are tried again.
+        if "architecture" not in str(cause) or own in CUDA_ARCHITECTURES:
+            raise
+        older = max((one for one in CUDA_ARCHITECTURES if int(one) < int(own)), key=int, default=None)
+        if older is None:
+            raise
+        _log.warning("no machine code for compute capability %s.%s, PTX of %s instead", major, minor, older)
+        return device_image(source, architecture=older, kind="ptx")
 
 
 def fatbin(source: Path) -> bytes:
