@@ -113,20 +113,21 @@ def _cut_out_people(folder: CocoFolder, holdout_every: int) -> list[Cutout]:
         image = folder.image(photo)
         for person in people:
             mask = decode_mask(person.segmentation, photo.height, photo.width)
-            if mask.sum() < 900 or _is_in_pieces(mask):
+            if mask.sum() < 900 or is_in_pieces(mask):
                 continue
-            cutouts.append(_cut_out(image, mask, person.keypoints))
+            cutouts.append(cut_out(image, mask, person.keypoints))
     return cutouts
 
 
-def _is_in_pieces(mask: U8) -> bool:
+def is_in_pieces(mask: U8) -> bool:
     """Whether something in front splits the person: pasted elsewhere the parts would float."""
     count, _, stats, _ = cv2.connectedComponentsWithStats(mask)
     areas = np.sort(stats[1:count, cv2.CC_STAT_AREA])
     return bool(len(areas) > 1 and areas[-1] < 0.9 * areas.sum())
 
 
-def _cut_out(image: U8, mask: U8, keypoints: F32) -> Cutout:
+def cut_out(image: U8, mask: U8, keypoints: F32) -> Cutout:
+    """Lift one person, (H, W) 0 or 1, out of an RGB photograph."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     y0, y1, x0, x1 = max(rows[0] - 2, 0), rows[-1] + 3, max(columns[0] - 2, 0), columns[-1] + 3
     cut_below = bool(rows[-1] >= mask.shape[0] - 3)
