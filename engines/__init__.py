@@ -7,7 +7,7 @@ class. A runtime library is imported by its own engine file only, and only when 
 
 from __future__ import annotations
 
-from engines.artifact import Artifact, default_artifact, load_artifact, open_graph, write_artifact
+from engines.artifact import Artifact, default_artifact, load_artifact, open_graph, open_graphs, write_artifact
 from engines.engine import (
     ENGINE_NAMES,
     PRECISIONS,
@@ -40,5 +40,6 @@ __all__ = [
     "load_artifact",
     "open_engine",
     "open_graph",
+    "open_graphs",
     "write_artifact",
 ]

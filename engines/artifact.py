@@ -21,7 +21,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -30,7 +30,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.engine import DEFAULT_OPTIONS, ArtifactError, Engine, EngineOptions, TensorSpec, open_engine
+from engines.engine import DEFAULT_OPTIONS, Announce, ArtifactError, Engine, EngineOptions, TensorSpec, open_named
+from engines.selection import open_selected
 
 MANIFEST_NAME: Final = "model.json"
 SCHEMA: Final = "pose2seg-live/artifact"
@@ -227,34 +228,76 @@ def write_artifact(folder: str | Path, manifest: Mapping[str, Any], files: Mappi
 
 
 def open_graph(
-    artifact: Artifact, graph: str, *, engine: str = "auto", options: EngineOptions = DEFAULT_OPTIONS
+    artifact: Artifact,
+    graph: str,
+    *,
+    engine: str = "auto",
+    options: EngineOptions = DEFAULT_OPTIONS,
+    announce: Announce | None = None,
 ) -> Engine:
     """Open one graph of the folder and check that it takes and gives what serving relies on.
 
     Args:
         artifact: from `load_artifact`.
         graph: one of `Artifact.graphs`.
-        engine, options: see `engines.engine.open_engine`.
+        engine, options, announce: see `engines.engine.open_engine`.
 
     Raises:
         ArtifactError: the family has no such graph, or a tensor is missing or has another type or rank than in
             `SIGNATURES`.
         EngineLoadError: the engine cannot load the file.
     """
-    if graph not in SIGNATURES:
-        raise ValueError(f"graph must be one of {list(SIGNATURES)}, got {graph!r}")
-    path = artifact.graph_path(graph)
-    opened = open_engine(path, engine=engine, options=options)
+    return open_graphs(artifact, (graph,), engine=engine, options=options, announce=announce)[graph]
+
+
+def open_graphs(
+    artifact: Artifact,
+    graphs: Sequence[str] | None = None,
+    *,
+    engine: str = "auto",
+    options: EngineOptions = DEFAULT_OPTIONS,
+    announce: Announce | None = None,
+) -> dict[str, Engine]:
+    """Open several graphs of the folder with one and the same engine; one log line says which and why.
+
+    Args:
+        artifact: from `load_artifact`.
+        graphs: of `Artifact.graphs`; all by default.
+        engine, options, announce: see `engines.engine.open_engine`.
+
+    Returns:
+        Graph name -> engine, in the order asked for.
+
+    Raises:
+        ArtifactError, EngineLoadError: as `open_graph`; whatever was open by then is closed.
+    """
+    graphs = artifact.graphs if graphs is None else graphs
+    for graph in graphs:
+        if graph not in SIGNATURES:
+            raise ValueError(f"graph must be one of {list(SIGNATURES)}, got {graph!r}")
+        artifact.graph_path(graph)  # refuses what the family has not
+
+    def open_all(name: str, settled: EngineOptions) -> dict[str, Engine]:
+        opened: dict[str, Engine] = {}
+        try:
+            for graph in graphs:
+                opened[graph] = open_named(artifact.graph_path(graph), name, settled, announce=announce)
+                _check_signature(artifact.graph_path(graph), graph, opened[graph])
+        except BaseException:
+            for one in opened.values():
+                one.close()
+            raise
+        return opened
+
+    return open_selected(engine, options, open_all, name_of=lambda opened: next(iter(opened.values())).name)
+
+
+def _check_signature(path: Path, graph: str, opened: Engine) -> None:
     expected_inputs, expected_outputs = SIGNATURES[graph]
-    try:
-        if {spec.name for spec in opened.inputs} != {spec.name for spec in expected_inputs}:
-            raise ArtifactError(_signature_message(path, "inputs", expected_inputs, opened.inputs))
-        _require_specs(path, "inputs", expected_inputs, opened.inputs)
-        _require_specs(path, "outputs", expected_outputs, opened.outputs)
-    except ArtifactError:
-        opened.close()
-        raise
-    return opened
+    if {spec.name for spec in opened.inputs} != {spec.name for spec in expected_inputs}:
+        raise ArtifactError(_signature_message(path, "inputs", expected_inputs, opened.inputs))
+    _require_specs(path, "inputs", expected_inputs, opened.inputs)
+    _require_specs(path, "outputs", expected_outputs, opened.outputs)
 
 
 _PIXEL_CONVENTION = "integer coordinates are pixel centres; points are (x, y)"

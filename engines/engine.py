@@ -9,18 +9,17 @@ EngineError (RuntimeError)
 
 from __future__ import annotations
 
+import functools
 import importlib
-import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol, TypeAlias, get_args, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
-
-_log = logging.getLogger(__name__)
 
 ENGINE_NAMES: Final = ("auto", "tensorrt", "tensorrt-rtx", "torch", "openvino", "onnx")
 """Values of `--engine`. `auto` takes the best one that works on this machine."""
@@ -34,6 +33,13 @@ DEVICE_PATTERN: Final = re.compile(r"cpu|cuda(:\d{1,3})?")
 
 Tensor: TypeAlias = Any
 """A `torch.Tensor`; written so, because this file is used without torch."""
+
+
+Progress: TypeAlias = Callable[[float, str], None]
+"""Told again and again how much is done, 0..1, and what is being done. An exception in it ends the work."""
+
+Announce: TypeAlias = Callable[[str], AbstractContextManager[Progress]]
+"""Shows a person that something long goes on, from entering to leaving; the text says what."""
 
 
 class EngineError(RuntimeError):
@@ -176,43 +182,93 @@ class DeviceEngine(Engine, Protocol):
         """
 
 
-def open_engine(path: str | Path, *, engine: str = "auto", options: EngineOptions = DEFAULT_OPTIONS) -> Engine:
-    """Load one graph with the named engine.
+def open_engine(
+    path: str | Path,
+    *,
+    engine: str = "auto",
+    options: EngineOptions = DEFAULT_OPTIONS,
+    announce: Announce | None = None,
+) -> Engine:
+    """Load one graph with the named engine. A model of several graphs is opened by `engines.artifact.open_graphs`.
 
     Args:
         path: the graph, an `.onnx` file.
-        engine: one of `ENGINE_NAMES`. A named engine that does not load is an error, never another engine.
+        engine: one of `ENGINE_NAMES`. A named engine that does not load is an error, never another engine; `auto`
+            takes the best one that works and says in one log line which and why.
         options: threads, device, precision, sizes.
+        announce: shows a person that a plan is being built, which takes minutes; log lines by default.
 
     Raises:
         EngineLoadError: unknown engine, library missing, file missing or not a graph this library can run.
     """
-    if engine not in ENGINE_NAMES:
-        raise EngineLoadError(f"unknown engine {engine!r}: choose one of {', '.join(ENGINE_NAMES)}")
+    from engines.selection import open_selected
+
     path = Path(path)
+    return open_selected(
+        engine,
+        options,
+        lambda name, settled: open_named(path, name, settled, announce=announce),
+        name_of=lambda opened: opened.name,
+    )
+
+
+def open_named(path: Path, name: str, options: EngineOptions, *, announce: Announce | None = None) -> Engine:
+    """Load one graph with one engine; what `engines.selection` found out about the machine is not asked again.
+
+    Args:
+        path: the graph.
+        name: one of `ENGINE_NAMES` but "auto".
+        options: with the device settled.
+        announce: see `open_engine`.
+
+    Raises:
+        EngineLoadError: library missing, file missing or not a graph this library can run.
+    """
     if not path.is_file():
         raise EngineLoadError(f"{path}: expected an ONNX file, found {'a folder' if path.is_dir() else 'nothing'}")
-    name = "onnx" if engine == "auto" else engine
-    opened = _open_named(path, name, options)
-    reason = "the only engine that runs on this machine" if engine == "auto" else "asked for by name"
-    _log.info("engine=%s graph=%s reason=%r", opened.name, path.name, reason)
-    return opened
-
-
-def _open_named(path: Path, name: str, options: EngineOptions) -> Engine:
-    module, class_name, library, install = {
-        "onnx": ("engines.onnx_engine", "OnnxEngine", "ONNX Runtime", "pip install onnxruntime"),
-        "torch": ("engines.torch_engine", "TorchEngine", "torch", "pip install 'pose2seg-live[gpu]'"),
-        "openvino": ("engines.openvino_engine", "OpenVinoEngine", "OpenVINO", "pip install openvino"),
-        "tensorrt": ("engines.tensorrt_engine", "TensorRTEngine", "TensorRT", "pip install tensorrt"),
-        "tensorrt-rtx": ("engines.tensorrt_engine", "TensorRTEngine", "TensorRT", "pip install tensorrt-rtx"),
-    }[name]
     try:
-        engine_class = getattr(importlib.import_module(module), class_name)  # loaded only when it is used
+        return _OPENERS[name](path, options, announce)
     except ImportError as error:
-        raise EngineLoadError(f"{library} cannot be imported ({error}): {install}") from error
-    opened: Engine = engine_class(path, threads=options.threads) if name == "onnx" else engine_class(path, options)
+        from engines.selection import INSTALL
+
+        raise EngineLoadError(f"engine {name} cannot be imported ({error}): {INSTALL[name]}") from error
+
+
+# A runtime library is loaded only when its engine is opened.
+
+
+def _open_onnx(path: Path, options: EngineOptions, _announce: Announce | None) -> Engine:
+    from engines.onnx_engine import OnnxEngine
+
+    return OnnxEngine(path, threads=options.threads)
+
+
+def _open_openvino(path: Path, options: EngineOptions, _announce: Announce | None) -> Engine:
+    module: Any = importlib.import_module("engines.openvino_engine")
+    opened: Engine = module.OpenVinoEngine(path, options)
     return opened
+
+
+def _open_torch(path: Path, options: EngineOptions, _announce: Announce | None) -> Engine:
+    module: Any = importlib.import_module("engines.torch_engine")
+    opened: Engine = module.TorchEngine(path, options)
+    return opened
+
+
+def _open_planned(library: str, path: Path, options: EngineOptions, announce: Announce | None) -> Engine:
+    from engines.plan_cache import announce_in_log
+    from engines.planned_engine import open_planned_engine
+
+    return open_planned_engine(path, library, options, announce=announce if announce is not None else announce_in_log)
+
+
+_OPENERS: Final[Mapping[str, Callable[[Path, EngineOptions, Announce | None], Engine]]] = {
+    "tensorrt": functools.partial(_open_planned, "tensorrt"),
+    "tensorrt-rtx": functools.partial(_open_planned, "tensorrt-rtx"),
+    "torch": _open_torch,
+    "openvino": _open_openvino,
+    "onnx": _open_onnx,
+}
 
 
 def check_feeds(inputs: Sequence[TensorSpec], feeds: Mapping[str, NDArray[Any]]) -> None:

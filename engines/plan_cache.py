@@ -27,12 +27,11 @@ import secrets
 import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Final, Protocol
 
-from engines.engine import EngineError, EngineLoadError
+from engines.engine import Announce, EngineError, EngineLoadError, Progress
 from kernels.native.cache import CacheFolderError, cache_folder
 
 _log = logging.getLogger(__name__)
@@ -53,12 +52,6 @@ _NAME: Final = re.compile(r"([0-9a-f]{64})\.(plan|json|lock)")
 _PARTIAL: Final = re.compile(r"\.([0-9a-f]{64})\.[0-9a-f]{16}\.partial")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _OWN_FOLDER: Final = "set POSE2SEG_CACHE to a folder of your own"
-
-Progress = Callable[[float, str], None]
-"""Told again and again how much is done, 0..1, and what is being done. An exception in it ends the build."""
-
-Announce = Callable[[str], AbstractContextManager[Progress]]
-"""Shows a person that something long goes on, from entering to leaving; the text says what."""
 
 
 class PlanCacheError(EngineError):

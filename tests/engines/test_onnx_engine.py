@@ -176,9 +176,10 @@ def test_spinning_does_not_change_results(add_path: Path, allow_spinning: bool) 
 
 
 def test_opening_logs_which_engine_and_why(add_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, logger="engines.engine"):
+    with caplog.at_level(logging.INFO, logger="engines.selection"):
         open_engine(add_path, engine="auto")
         open_engine(add_path, engine="onnx")
     assert "onnxruntime" in caplog.messages[0]
-    assert "the only engine that runs on this machine" in caplog.messages[0]
-    assert "asked for by name" in caplog.messages[1]
+    assert "engine onnx: onnxruntime" in caplog.messages[0]
+    assert "(auto; not tensorrt, tensorrt-rtx, torch: " in caplog.messages[0]
+    assert "(asked for by name)" in caplog.messages[1]

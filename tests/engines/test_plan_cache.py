@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from engines.engine import EngineLoadError
-from engines.plan_cache import CachedPlan, PlanCache, PlanCacheError, PlanKey, Progress
+from engines.engine import EngineLoadError, Progress
+from engines.plan_cache import CachedPlan, PlanCache, PlanCacheError, PlanKey
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = PlanKey(
