@@ -1,6 +1,7 @@
 """Accuracy of a model on a COCO-format set, beside the trivial baseline and, if given, somebody else's poses.
 
     python -m benchmarks.accuracy --annotations F.json --images DIR [--poses NAME=F.json[@THRESHOLD] ...] [--save NAME]
+    [--engine ENGINE --precision PRECISION]
 
 For each source of poses (the annotations, the model's own keypoint network, each ``--poses`` file of COCO keypoint
 results) the masks are made once by the model and once by drawing the skeleton thickly. Foreign poses may bring the
@@ -19,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.measure import RESULTS, environment
-from engines import default_artifact
+from engines import ENGINE_NAMES, PRECISIONS, EngineOptions, default_artifact, load_artifact, open_graph
 from training.dataset import CocoFolder
 from training.evaluate import evaluate, open_model
 
@@ -31,10 +32,16 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=default_artifact())
     parser.add_argument("--poses", action="append", default=[], metavar="NAME=F.json[@THRESHOLD]")
     parser.add_argument("--long-side", type=int, help="the model's own by default")
+    parser.add_argument("--engine", choices=ENGINE_NAMES, default="auto")
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--save", metavar="NAME", help="keep the figures as benchmarks/results/accuracy/NAME.json")
     options = parser.parse_args()
-    model, own_side = open_model(options.model, threads=options.threads)
+    model, own_side = open_model(options.model, engine=options.engine, threads=options.threads)
+    if options.precision != "auto":
+        chosen = EngineOptions(threads=options.threads, precision=options.precision)
+        artifact = load_artifact(options.model)
+        model = replace(model, keypoints=open_graph(artifact, "keypoints", engine=options.engine, options=chosen))
     folder = CocoFolder(options.annotations, options.images)
     long_side = options.long_side or own_side
     sources = {"annotations": "gt", "ours": "engine"} | dict(item.split("=", 1) for item in options.poses)

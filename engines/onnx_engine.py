@@ -58,8 +58,7 @@ class OnnxEngine:
                 "check that the file is complete, or update onnxruntime"
             ) from error
         self._session: Any = session
-        self._inputs = tuple(self._spec(node) for node in session.get_inputs())
-        self._outputs = tuple(self._spec(node) for node in session.get_outputs())
+        self._inputs, self._outputs = _specs(self._path, session)
         self._output_names = [spec.name for spec in self._outputs]
 
     @property
@@ -88,16 +87,36 @@ class OnnxEngine:
     def close(self) -> None:
         self._session = None
 
-    def _spec(self, node: Any) -> TensorSpec:
+
+def declared_tensors(path: str | Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Inputs and outputs that a graph declares, for engines whose library forgets the names of sizes.
+
+    Raises:
+        EngineLoadError: not a graph.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _ONLY_ERRORS
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it is never run
+    options.intra_op_num_threads = 1
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # see OnnxEngine
+        raise EngineLoadError(f"{path}: expected an ONNX graph ({_first_line(error)})") from error
+    return _specs(Path(path), session)
+
+
+def _specs(path: Path, session: Any) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    def spec(node: Any) -> TensorSpec:
         dtype = _DTYPE_OF_ONNX_TYPE.get(node.type)
         if dtype is None:
             raise EngineLoadError(
-                f"{self._path}: tensor {node.name!r} has type {node.type}; "
-                f"engines handle {', '.join(_DTYPE_OF_ONNX_TYPE)}"
+                f"{path}: tensor {node.name!r} has type {node.type}; engines handle {', '.join(_DTYPE_OF_ONNX_TYPE)}"
             )
         # A nameless dynamic size arrives as None; its own name keeps two of them from being compared.
         shape = tuple(f"{node.name}:{axis}" if size is None else size for axis, size in enumerate(node.shape))
         return TensorSpec(node.name, dtype, shape)
+
+    return tuple(map(spec, session.get_inputs())), tuple(map(spec, session.get_outputs()))
 
 
 def usable_cores() -> int:
