@@ -1,7 +1,10 @@
-"""What holds for every test: property tests repeat exactly, and no test sees the random state another one left."""
+"""What holds for every test: property tests repeat exactly, no test sees the random state another one left, and what
+a machine lacks (a GPU, nvcc) skips the tests that are marked so, and no others.
+"""
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 from collections.abc import Iterator
@@ -9,6 +12,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+
+from kernels.native.compile import find_nvcc
 
 # The first call of a Numba function compiles it, so no example has a deadline. `HYPOTHESIS_PROFILE=long` digs deeper.
 settings.register_profile(
@@ -28,12 +33,39 @@ def _random_state_does_not_leak() -> Iterator[None]:
     np.random.set_state(before[1])  # noqa: NPY002
 
 
+@functools.cache
+def _missing(marker: str) -> str | None:
+    """What this machine lacks for tests with this marker; None where it has everything."""
+    if marker == "nvcc":
+        return None if find_nvcc() else "nvcc is not installed"
+    try:
+        import torch
+    except ModuleNotFoundError:
+        return "PyTorch is not installed"
+    return None if torch.cuda.is_available() else "no CUDA device"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker in ("gpu", "nvcc"):
+        if item.get_closest_marker(marker) and (reason := _missing(marker)):
+            if marker == "gpu" and os.environ.get("FAIL_WITHOUT_CUDA") == "1":
+                pytest.fail(f"{reason}, and FAIL_WITHOUT_CUDA=1 asks for one")
+            pytest.skip(reason)
+
+
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """With REQUIRE_ALL_TESTS=1, as `make test` sets it, a skipped test is a failure: nothing passes by not running."""
+    """With REQUIRE_ALL_TESTS=1, as `make test` sets it, a skipped test is a failure: nothing passes by not running.
+
+    Excepted are tests marked ``gpu`` or ``nvcc`` on a machine that has none.
+    """
     if os.environ.get("REQUIRE_ALL_TESTS") != "1" or exitstatus != pytest.ExitCode.OK:
         return
     reporter = session.config.pluginmanager.getplugin("terminalreporter")
-    skipped = reporter.stats.get("skipped", []) if reporter is not None else []
+    skipped = [
+        report
+        for report in (reporter.stats.get("skipped", []) if reporter is not None else [])
+        if not any(marker in report.keywords and _missing(marker) for marker in ("gpu", "nvcc"))
+    ]
     if skipped:
         reporter.write_line(f"REQUIRE_ALL_TESTS=1: {len(skipped)} skipped tests count as failed", red=True)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

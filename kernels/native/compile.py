@@ -290,7 +290,7 @@ def _nvrtc_compile(library: ctypes.CDLL, text: str, name: str, options: Sequence
         check(getattr(library, f"nvrtcGet{what}Size")(program, ctypes.byref(size)), "hand out the code of")
         image = ctypes.create_string_buffer(size.value)
         check(getattr(library, f"nvrtcGet{what}")(program, image), "hand out the code of")
-        return image.raw
+        return image.raw.rstrip(b"\0") if kind == "ptx" else image.raw
     finally:
         library.nvrtcDestroyProgram(ctypes.byref(program))
 
@@ -308,6 +308,9 @@ def _nvrtc_log(library: ctypes.CDLL, program: ctypes.c_void_p) -> str:
 def _nvrtc() -> tuple[ctypes.CDLL, str]:
     for candidate in _nvrtc_candidates():
         try:
+            # It opens this one by its bare name, which the loader only finds in a folder of its own search path.
+            for builtins in Path(candidate).parent.glob("libnvrtc-builtins.so.*") if "/" in candidate else ():
+                ctypes.CDLL(str(builtins))
             library = ctypes.CDLL(candidate)
         except OSError:
             continue
