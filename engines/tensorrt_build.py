@@ -113,8 +113,8 @@ def build_plan(
     _require_form(path, form, layers)
 
     config = builder.create_builder_config()
-    if precision == "float32":
-        config.clear_flag(trt.BuilderFlag.TF32)  # on by default, with 11 bits of a factor as half has
+    # On by default, and float32 means float32 here: in a half graph it is what places the samples.
+    config.clear_flag(trt.BuilderFlag.TF32)
     profile, shapes = builder.create_optimization_profile(), {}
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
@@ -182,6 +182,7 @@ def prepare_graph(path: Path, precision: str, *, keep_plugin: bool) -> tuple[onn
                 kept = [one for one in node.attribute if one.name not in {"plugin_namespace", "plugin_version"}]
                 del node.attribute[:]
                 node.attribute.extend(kept)
+        write_products_out(model)
     return model, chosen
 
 
@@ -212,6 +213,36 @@ def cast_images_first(model: onnx.ModelProto) -> None:
         kept = [known for known in graph.value_info if known.name not in moved]
         del graph.value_info[:]
         graph.value_info.extend(kept)
+
+
+def write_products_out(model: onnx.ModelProto) -> None:
+    """Replace the one matrix product in the body of Affine-Align, (P, 3) @ (N, 3, 2), by products and a sum.
+
+    TensorRT for RTX has no float32 matrix product on Turing, and elsewhere one may be computed with fewer bits than the
+    place of a sample needs.
+    """
+    from onnx import helper
+
+    for function in model.functions:
+        if (function.domain, function.name) != (NAMESPACE, NAME):
+            continue
+        nodes: list[Any] = []
+        for node in function.node:
+            if node.op_type != "MatMul":
+                nodes.append(node)
+                continue
+            out = node.output[0]
+            for suffix, axes in (("left", [0, 3]), ("right", [1]), ("summed", [2])):
+                nodes.append(helper.make_node("Constant", [], [f"{out}__{suffix}_axes"], value_ints=axes))
+            left, right, terms = f"{out}__left", f"{out}__right", f"{out}__terms"
+            nodes += [
+                helper.make_node("Unsqueeze", [node.input[0], f"{left}_axes"], [left]),  # (1, P, 3, 1)
+                helper.make_node("Unsqueeze", [node.input[1], f"{right}_axes"], [right]),  # (N, 1, 3, 2)
+                helper.make_node("Mul", [left, right], [terms]),
+                helper.make_node("ReduceSum", [terms, f"{out}__summed_axes"], [out], keepdims=0),
+            ]
+        del function.node[:]
+        function.node.extend(nodes)
 
 
 def profile_of(name: str, shape: Shape, options: EngineOptions) -> tuple[Shape, Shape, Shape]:
@@ -322,7 +353,8 @@ def _require_form(path: Path, form: str | None, layers: Sequence[str]) -> None:
 def _parse_problem(trt: ModuleType, path: Path, parser: Any, errors: Sequence[str]) -> str:
     found = [parser.get_error(index) for index in range(parser.num_errors)]
     for error in found:
-        if error.code() in {trt.ErrorCode.UNSUPPORTED_NODE, trt.ErrorCode.UNSUPPORTED_GRAPH}:
+        # An unknown operator is looked for among the plugins last.
+        if error.code() == trt.ErrorCode.UNSUPPORTED_NODE or "Plugin not found" in error.desc():
             return (
                 f"{path}: {title_of(trt)} does not know operator {error.node_operator()!r} (node "
                 f"{error.node_name()!r}): export with operators that it has, or choose --engine onnx"
