@@ -1,4 +1,7 @@
-"""The command: ``python run_stream.py SOURCE --output F.mp4``, installed as ``pose2seg``."""
+"""The command: ``python run_stream.py SOURCE --output F.mp4``, installed as ``pose2seg``.
+
+Other commands, such as ``pose2seg engines list``, are in `pipeline.command_line.COMMANDS`.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,9 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from pipeline.build import build
-from pipeline.command_line import parse_settings
+from pipeline.command_line import command_of, parse_settings
 from pipeline.errors import EXIT_OK, exit_code_of
-from pipeline.progress import PlainProgress, RunCounter, TerminalProgress, summary_table
+from pipeline.progress import PlainProgress, RunCounter, TerminalProgress, announce_on, summary_table
 from pipeline.redaction import redact
 from pipeline.runtime import Pipeline
 from pipeline.settings import Settings
@@ -75,6 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
+        command = command_of(arguments)
+        if command is not None:
+            set_up_logging(errors, debug=debug)
+            return command([argument for argument in arguments[1:] if argument != "--debug"])
         settings = parse_settings(arguments)
         set_up_logging(errors, debug=settings.debug)
         stop = StopRequest()
@@ -97,7 +104,7 @@ def run(settings: Settings, errors: Console, stop: StopRequest) -> int:
     """Build the pipeline, follow it to its end, print the table. Raises what ended it early."""
     log.debug("settings %s", settings.describe())
     window = ResultWindow(f"pose2seg {redact(settings.source)}") if settings.show else None
-    pipeline = build(settings)
+    pipeline = build(settings, announce=announce_on(errors))
     stop.attach(pipeline)
     counter = RunCounter(pipeline)
     total = expected_frames(settings, pipeline)

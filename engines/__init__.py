@@ -11,6 +11,7 @@ from engines.artifact import Artifact, default_artifact, load_artifact, open_gra
 from engines.engine import (
     ENGINE_NAMES,
     PRECISIONS,
+    Announce,
     ArtifactError,
     DeviceEngine,
     Engine,
@@ -20,12 +21,14 @@ from engines.engine import (
     EngineOutOfMemory,
     EngineRunError,
     TensorSpec,
+    announce_in_log,
     open_engine,
 )
 
 __all__ = [
     "ENGINE_NAMES",
     "PRECISIONS",
+    "Announce",
     "Artifact",
     "ArtifactError",
     "DeviceEngine",
@@ -36,6 +39,7 @@ __all__ = [
     "EngineOutOfMemory",
     "EngineRunError",
     "TensorSpec",
+    "announce_in_log",
     "default_artifact",
     "load_artifact",
     "open_engine",

@@ -30,7 +30,16 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.engine import DEFAULT_OPTIONS, Announce, ArtifactError, Engine, EngineOptions, TensorSpec, open_named
+from engines.engine import (
+    DEFAULT_OPTIONS,
+    Announce,
+    ArtifactError,
+    Engine,
+    EngineOptions,
+    TensorSpec,
+    announce_in_log,
+    open_named,
+)
 from engines.selection import open_selected
 
 MANIFEST_NAME: Final = "model.json"
@@ -233,7 +242,7 @@ def open_graph(
     *,
     engine: str = "auto",
     options: EngineOptions = DEFAULT_OPTIONS,
-    announce: Announce | None = None,
+    announce: Announce = announce_in_log,
 ) -> Engine:
     """Open one graph of the folder and check that it takes and gives what serving relies on.
 
@@ -256,7 +265,7 @@ def open_graphs(
     *,
     engine: str = "auto",
     options: EngineOptions = DEFAULT_OPTIONS,
-    announce: Announce | None = None,
+    announce: Announce = announce_in_log,
 ) -> dict[str, Engine]:
     """Open several graphs of the folder with one and the same engine; one log line says which and why.
 

@@ -9,10 +9,13 @@ EngineError (RuntimeError)
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
+import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +23,8 @@ from typing import Any, Final, Literal, Protocol, TypeAlias, get_args, runtime_c
 
 import numpy as np
 from numpy.typing import NDArray
+
+_log = logging.getLogger(__name__)
 
 ENGINE_NAMES: Final = ("auto", "tensorrt", "tensorrt-rtx", "torch", "openvino", "onnx")
 """Values of `--engine`. `auto` takes the best one that works on this machine."""
@@ -30,6 +35,8 @@ PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
 
 DEVICE_PATTERN: Final = re.compile(r"cpu|cuda(:\d{1,3})?")
 """Values of `--device`."""
+
+_PROGRESS_LINE_S: Final = 10.0
 
 Tensor: TypeAlias = Any
 """A `torch.Tensor`; written so, because this file is used without torch."""
@@ -60,6 +67,22 @@ class EngineOutOfMemory(EngineRunError):
 
 class ArtifactError(EngineError):
     """The model folder is incomplete, damaged, or not one of ours."""
+
+
+@contextlib.contextmanager
+def announce_in_log(text: str) -> Iterator[Progress]:
+    """Plain log lines: what begins, how far it is every ten seconds, and how long it took."""
+    _log.info("%s ...", text)
+    started = told = time.monotonic()
+
+    def progress(share: float, phase: str) -> None:
+        nonlocal told
+        if time.monotonic() - told >= _PROGRESS_LINE_S:
+            told = time.monotonic()
+            _log.info("%s: %.0f %% (%s)", text, 100 * share, phase)
+
+    yield progress
+    _log.info("%s: done in %.1f s", text, time.monotonic() - started)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,7 +210,7 @@ def open_engine(
     *,
     engine: str = "auto",
     options: EngineOptions = DEFAULT_OPTIONS,
-    announce: Announce | None = None,
+    announce: Announce = announce_in_log,
 ) -> Engine:
     """Load one graph with the named engine. A model of several graphs is opened by `engines.artifact.open_graphs`.
 
@@ -212,7 +235,7 @@ def open_engine(
     )
 
 
-def open_named(path: Path, name: str, options: EngineOptions, *, announce: Announce | None = None) -> Engine:
+def open_named(path: Path, name: str, options: EngineOptions, *, announce: Announce = announce_in_log) -> Engine:
     """Load one graph with one engine; what `engines.selection` found out about the machine is not asked again.
 
     Args:
@@ -237,32 +260,31 @@ def open_named(path: Path, name: str, options: EngineOptions, *, announce: Annou
 # A runtime library is loaded only when its engine is opened.
 
 
-def _open_onnx(path: Path, options: EngineOptions, _announce: Announce | None) -> Engine:
+def _open_onnx(path: Path, options: EngineOptions, _announce: Announce) -> Engine:
     from engines.onnx_engine import OnnxEngine
 
     return OnnxEngine(path, threads=options.threads)
 
 
-def _open_openvino(path: Path, options: EngineOptions, _announce: Announce | None) -> Engine:
+def _open_openvino(path: Path, options: EngineOptions, _announce: Announce) -> Engine:
     module: Any = importlib.import_module("engines.openvino_engine")
     opened: Engine = module.OpenVinoEngine(path, options)
     return opened
 
 
-def _open_torch(path: Path, options: EngineOptions, _announce: Announce | None) -> Engine:
+def _open_torch(path: Path, options: EngineOptions, _announce: Announce) -> Engine:
     module: Any = importlib.import_module("engines.torch_engine")
     opened: Engine = module.TorchEngine(path, options)
     return opened
 
 
-def _open_planned(library: str, path: Path, options: EngineOptions, announce: Announce | None) -> Engine:
-    from engines.plan_cache import announce_in_log
+def _open_planned(library: str, path: Path, options: EngineOptions, announce: Announce) -> Engine:
     from engines.planned_engine import open_planned_engine
 
-    return open_planned_engine(path, library, options, announce=announce if announce is not None else announce_in_log)
+    return open_planned_engine(path, library, options, announce=announce)
 
 
-_OPENERS: Final[Mapping[str, Callable[[Path, EngineOptions, Announce | None], Engine]]] = {
+_OPENERS: Final[Mapping[str, Callable[[Path, EngineOptions, Announce], Engine]]] = {
     "tensorrt": functools.partial(_open_planned, "tensorrt"),
     "tensorrt-rtx": functools.partial(_open_planned, "tensorrt-rtx"),
     "torch": _open_torch,

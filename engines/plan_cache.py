@@ -31,7 +31,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Final, Protocol
 
-from engines.engine import Announce, EngineError, EngineLoadError, Progress
+from engines.engine import Announce, EngineError, EngineLoadError, Progress, announce_in_log
 from kernels.native.cache import CacheFolderError, cache_folder
 
 _log = logging.getLogger(__name__)
@@ -45,7 +45,6 @@ WAIT_LIMIT_S: Final = 900.0
 """How long to wait for another process that builds the same plan."""
 
 _POLL_S: Final = 0.1
-_PROGRESS_LINE_S: Final = 10.0
 _MAX_MANIFEST_BYTES: Final = 1 << 20
 _MAX_PLAN_BYTES: Final = 8 << 30
 _NAME: Final = re.compile(r"([0-9a-f]{64})\.(plan|json|lock)")
@@ -151,22 +150,6 @@ class Entry:
     created_s: float
     used_s: float
     problem: str
-
-
-@contextlib.contextmanager
-def announce_in_log(text: str) -> Iterator[Progress]:
-    """Plain log lines: what begins, how far it is every ten seconds, and how long it took."""
-    _log.info("%s ...", text)
-    started = told = time.monotonic()
-
-    def progress(share: float, phase: str) -> None:
-        nonlocal told
-        if time.monotonic() - told >= _PROGRESS_LINE_S:
-            told = time.monotonic()
-            _log.info("%s: %.0f %% (%s)", text, 100 * share, phase)
-
-    yield progress
-    _log.info("%s: done in %.1f s", text, time.monotonic() - started)
 
 
 class PlanCache:

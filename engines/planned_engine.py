@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from engines.engine import Announce, Engine, EngineLoadError, EngineOptions, Progress
-from engines.plan_cache import BuiltPlan, CachedPlan, PlanCache, PlanKey, announce_in_log
+from engines.engine import Announce, Engine, EngineLoadError, EngineOptions, Progress, announce_in_log
+from engines.plan_cache import BuiltPlan, CachedPlan, PlanCache, PlanKey
 from engines.selection import INSTALL, Machine, ThisMachine
 
 Converter = Literal["onnx", "torch2trt"]
@@ -159,6 +159,25 @@ def gpu_of_key(device: str | None, machine: Machine) -> tuple[str, str, str]:
     if index >= len(gpus):
         raise EngineLoadError(f"there is no cuda:{index}: this machine has {len(gpus)} GPUs, counted from 0")
     return gpus[index].name, ".".join(map(str, gpus[index].capability)), machine.driver.version
+
+
+def staleness(key: PlanKey, machine: Machine) -> str:
+    """Why a plan of this key will not be used on a machine, whatever the model; "" where it may be."""
+    installed = machine.library(key.library)
+    if installed is None:
+        return f"{key.library} is not installed"
+    for name, made_with, here in (
+        (key.library, key.library_version, installed.version),
+        ("our builder", key.builder, builder_fingerprint()),
+    ):
+        if made_with != here:
+            return f"{name} was {made_with}, is {here}"
+    gpus = {gpu_of_key(f"cuda:{gpu.index}", machine) for gpu in machine.driver.gpus} or {(NO_GPU, NO_GPU, NO_GPU)}
+    if (key.gpu, key.capability, key.driver) in gpus:
+        return ""
+    if key.gpu not in {name for name, _, _ in gpus}:
+        return f"made for GPU {key.gpu}"
+    return f"driver was {key.driver}, is {machine.driver.version}"
 
 
 @functools.cache

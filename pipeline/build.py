@@ -7,7 +7,16 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TypeVar
 
-from engines import ArtifactError, Engine, EngineOptions, default_artifact, load_artifact, open_graph
+from engines import (
+    Announce,
+    ArtifactError,
+    Engine,
+    EngineOptions,
+    announce_in_log,
+    default_artifact,
+    load_artifact,
+    open_graphs,
+)
 from engines.artifact import Artifact
 from engines.device import Device, HostDevice
 from kernels.pose_decoding import DecodeParameters
@@ -41,8 +50,12 @@ class Model:
         self.segment_engine.close()
 
 
-def open_model(settings: Settings) -> Model:
-    """Load the model that the settings name.
+def open_model(settings: Settings, *, announce: Announce = announce_in_log) -> Model:
+    """Load the model that the settings name; the log says in one line which engine runs it and why.
+
+    Args:
+        settings: model, engine, device, precision and sizes are used.
+        announce: shows a person that a plan is being built, which may take minutes.
 
     Raises:
         EngineError: the folder or a network cannot be used.
@@ -54,22 +67,24 @@ def open_model(settings: Settings) -> Model:
         precision=settings.precision,
         long_side=_chosen(settings.long_side, artifact.long_side),
     )
-    keypoint_engine = open_graph(artifact, "keypoints", engine=settings.engine, options=options)
-    try:
-        segment_engine = open_graph(artifact, "segment", engine=settings.engine, options=options)
-    except BaseException:
-        keypoint_engine.close()
-        raise
-    return Model(artifact=artifact, keypoint_engine=keypoint_engine, segment_engine=segment_engine)
+    opened = open_graphs(artifact, ("keypoints", "segment"), engine=settings.engine, options=options, announce=announce)
+    return Model(artifact=artifact, keypoint_engine=opened["keypoints"], segment_engine=opened["segment"])
 
 
-def build(settings: Settings, *, model: Model | None = None, source: Source | None = None) -> Pipeline:
+def build(
+    settings: Settings,
+    *,
+    model: Model | None = None,
+    source: Source | None = None,
+    announce: Announce = announce_in_log,
+) -> Pipeline:
     """Open everything a run needs and wire it; nothing runs and no output is touched yet.
 
     Args:
         settings: what to do.
         model: networks to use in place of those that ``settings.model`` names; the pipeline closes them.
         source: frames to use in place of ``settings.source``.
+        announce: see `open_model`.
 
     Raises:
         SinkError: an output exists or cannot be.
@@ -90,7 +105,7 @@ def build(settings: Settings, *, model: Model | None = None, source: Source | No
         if settings.coco is not None and not source.still_images:
             raise SettingsError(f"--coco writes results of images, {source.name} is a video: use --json")
         if model is None:
-            model = open_model(settings)
+            model = open_model(settings, announce=announce)
         device = HostDevice()
         return Pipeline(
             source,

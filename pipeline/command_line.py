@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from types import NoneType
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from pipeline.errors import SettingsError
 from pipeline.settings import Settings, flag_of
@@ -18,15 +19,33 @@ EPILOG = (
     "examples:  pose2seg walk.mp4 --output out.mp4 --json out.jsonl\n"
     "           pose2seg photos/ --coco results.json --coco-images annotations.json\n"
     "           pose2seg 0 --show\n"
+    "           pose2seg engines list          what can run the networks here (engines --help)\n"
     "exit codes: 0 finished or asked to stop, 2 settings, 3 source, 4 model, 5 output, 1 a bug"
 )
+
+
+COMMANDS: Final = {
+    "engines": "pipeline.engines_command",
+}
+"""First word of the arguments -> module whose ``main(arguments)`` runs the command and returns the exit code.
+
+A source that is called like a command is reached as ``./engines``.
+"""
 
 
 class SettingsParser(argparse.ArgumentParser):
     """Raises where argparse would print a usage block and exit."""
 
     def error(self, message: str) -> NoReturn:
-        raise SettingsError(f"{message} (see pose2seg --help)")
+        raise SettingsError(f"{message} (see {self.prog} --help)")
+
+
+def command_of(arguments: Sequence[str]) -> Callable[[Sequence[str]], int] | None:
+    """What runs the command that the arguments begin with; None where they begin with a source or a flag."""
+    if not arguments or arguments[0] not in COMMANDS:
+        return None
+    run: Callable[[Sequence[str]], int] = importlib.import_module(COMMANDS[arguments[0]]).main
+    return run
 
 
 def parse_settings(arguments: Sequence[str]) -> Settings:
@@ -79,7 +98,7 @@ def _plain_type(annotation: Any) -> Any:
     return members[0] if len(members) == 1 else annotation
 
 
-def _whole_number(text: str) -> int:
+def read_whole_number(text: str) -> int:
     try:
         return int(text)
     except ValueError as error:
@@ -93,10 +112,10 @@ def _number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from error
 
 
-def _path(text: str) -> Path:
+def read_path(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("must be a path, got nothing")
     return Path(text)
 
 
-_READERS: dict[Any, Callable[[str], Any]] = {int: _whole_number, float: _number, Path: _path, str: str}
+_READERS: dict[Any, Callable[[str], Any]] = {int: read_whole_number, float: _number, Path: read_path, str: str}

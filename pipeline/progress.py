@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
+from engines import Announce, announce_in_log
 from pipeline.messages import FrameResult
 from pipeline.metrics import StageStats
 from pipeline.runtime import Pipeline
@@ -201,3 +213,18 @@ def summary_table(name: str, totals: RunTotals) -> Table:
             str(stage.input.dropped) if stage.input is not None else "-",
         )
     return table
+
+
+def announce_on(console: Console) -> Announce:
+    """Shows that something takes long, such as building a plan: a bar on a terminal, plain log lines elsewhere."""
+    if not console.is_terminal:
+        return announce_in_log
+
+    @contextlib.contextmanager
+    def bar(text: str) -> Iterator[Callable[[float, str], None]]:
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=console, transient=True) as progress:
+            task = progress.add_task(escape(text), total=None)  # runs to and fro until the share is known
+            yield lambda share, _phase: progress.update(task, total=1.0, completed=share)
+
+    return bar
