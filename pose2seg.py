@@ -29,6 +29,7 @@ from pipeline import (
     StageError,
     build,
 )
+from pipeline.settings import Decode
 
 __all__ = [
     "EngineError",
@@ -51,6 +52,8 @@ def stream(
     device: str | None = None,
     precision: Precision = "auto",
     threads: int | None = None,
+    decode: Decode = "auto",
+    batch: int | None = None,
     long_side: int | None = None,
     person_threshold: float | None = None,
     joint_threshold: float | None = None,
@@ -73,6 +76,8 @@ def stream(
         device: where the networks run: "cpu", "cuda" or "cuda:N"; the best that works by default.
         precision: arithmetic of the networks, one of `engines.PRECISIONS`.
         threads: cores each network may use; all by default.
+        decode: what decodes video; auto takes the GPU where the networks run on one.
+        batch: most frames of one call of the networks, if they wait anyway; up to the device by default.
         long_side: long side of the network input in px; the model's own by default.
         person_threshold: score (0..1) it takes to appear, half of it to stay; the model's own by default.
         joint_threshold: joints below this confidence (0..1) do not guide the mask; the model's own by default.
@@ -99,6 +104,8 @@ def stream(
         device=device,
         precision=precision,
         threads=threads,
+        decode=decode,
+        batch=batch,
         long_side=long_side,
         person_threshold=person_threshold,
         joint_threshold=joint_threshold,

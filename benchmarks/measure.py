@@ -115,8 +115,11 @@ def measure(
 
 
 def device() -> str:
-    """Short name of the machine's kind, the folder that results are kept in: ``cpu-2core``."""
-    return f"cpu-{usable_cores()}core"
+    """Short name of the machine's kind, the folder that results are kept in: ``cpu-2core``.
+
+    On a GPU's machine `benchmarks.gpu_check` names it, in POSE2SEG_BENCH_DEVICE.
+    """
+    return os.environ.get("POSE2SEG_BENCH_DEVICE") or f"cpu-{usable_cores()}core"
 
 
 def usable_cores() -> int:

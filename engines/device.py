@@ -14,10 +14,12 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.engine import Engine
+from engines.engine import DeviceEngine, Engine
 from kernels.coordinates import F32, U8
 from kernels.letterbox import Letterbox, letterbox
 from kernels.mask_paste import PastedMask, paste_masks
+
+FRAMES_PER_CALL = 8  # on a GPU; more gain little there, and a frame waits longer
 
 Array: TypeAlias = Any
 """A tensor of a device: a numpy array on the host, a `torch.Tensor` elsewhere. Opaque to the pipeline."""
@@ -33,6 +35,31 @@ class Surface(Protocol):
 
     def rgb(self) -> U8:
         """(H, W, 3) uint8 RGB on the host; brought down once, then kept."""
+
+
+class HardwareDecoder(Protocol):
+    """How a GPU decodes video for a device, in the terms of FFmpeg's hardware acceleration."""
+
+    @property
+    def device_type(self) -> str:
+        """FFmpeg's name of the kind of device: ``cuda``."""
+
+    @property
+    def device(self) -> str:
+        """Which of them: ``0``."""
+
+    def options(self) -> dict[str, str]:
+        """For opening the device in the calling thread, so that decoder and networks share one context."""
+
+    def adopt(self, luma: Array, chroma: Array, *, full_range: bool, bt709: bool) -> Surface:
+        """Turn a decoded picture into an RGB one in memory of our own; the decoder's may be used again afterwards.
+
+        Args:
+            luma: (H, W) uint8 plane, anything that exports DLPack.
+            chroma: (H / 2, W / 2, 2) uint8, Cb and Cr.
+            full_range: levels 0..255; else 16..235 (luma) and 16..240.
+            bt709: BT.709's matrix; else BT.601's.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -66,6 +93,10 @@ class Device(Protocol):
     @property
     def name(self) -> str:
         """For people: ``cpu``, ``cuda:0 NVIDIA H100``."""
+
+    @property
+    def decoder(self) -> HardwareDecoder | None:
+        """What decodes video beside the networks; None: the CPU does."""
 
     @property
     def frames_per_call(self) -> int:
@@ -121,9 +152,10 @@ class HostDevice:
     """The CPU: numpy arrays and the kernels in `kernels/`."""
 
     name = "cpu"
-    frames_per_call = 1
+    decoder = None
 
-    def __init__(self) -> None:
+    def __init__(self, *, frames_per_call: int = 1) -> None:
+        self.frames_per_call = frames_per_call
         self._input: U8 = np.empty((0, 0, 0, 3), np.uint8)
 
     def pictures(self, frames: Sequence[U8 | Surface]) -> list[Array]:
@@ -163,3 +195,25 @@ class HostDevice:
 
     def free_memory(self) -> None:
         self._input = np.empty((0, 0, 0, 3), np.uint8)
+
+
+def device_of(*engines: Engine, frames_per_call: int | None = None) -> Device:
+    """The device that the engines of a model work on.
+
+    Args:
+        engines: of one model.
+        frames_per_call: see `Device`; None lets the device decide.
+
+    Raises:
+        ValueError: they work on different devices.
+    """
+    devices = [engine for engine in engines if isinstance(engine, DeviceEngine)]
+    if not devices:
+        return HostDevice(frames_per_call=frames_per_call or 1)
+    names = {engine.device for engine in devices}
+    if len(names) != 1 or len(devices) != len(engines):
+        raise ValueError(f"the engines of a model must work on one device, got {[engine.name for engine in engines]}")
+    from engines.torch_device import TorchDevice
+
+    limit = min(engine.limits.get("B", FRAMES_PER_CALL) for engine in devices)
+    return TorchDevice(names.pop(), frames_per_call=min(limit, frames_per_call or FRAMES_PER_CALL))

@@ -18,7 +18,7 @@ from engines import (
     open_graphs,
 )
 from engines.artifact import Artifact
-from engines.device import Device, HostDevice
+from engines.device import Device, device_of
 from kernels.pose_decoding import DecodeParameters
 from pipeline.contact_sheet import ContactSheetSink
 from pipeline.errors import SettingsError
@@ -106,7 +106,9 @@ def build(
             raise SettingsError(f"--coco writes results of images, {source.name} is a video: use --json")
         if model is None:
             model = open_model(settings, announce=announce)
-        device = HostDevice()
+        device = device_of(model.keypoint_engine, model.segment_engine, frames_per_call=settings.batch)
+        if not given:
+            source = decoded_on(device, source, settings)
         return Pipeline(
             source,
             [
@@ -121,6 +123,30 @@ def build(
     except BaseException:
         source.close()
         raise
+
+
+def decoded_on(device: Device, source: Source, settings: Settings) -> Source:
+    """The source, opened again with the device's decoder where that is wanted and there is one.
+
+    Raises:
+        SettingsError: the GPU's decoder is asked for by name, and the networks do not run on a GPU.
+        SourceError: it is asked for by name and cannot decode this source.
+    """
+    decoder = device.decoder
+    if settings.decode == "gpu" and decoder is None:
+        raise SettingsError(
+            f"--decode gpu needs the networks on a GPU, they run on {device.name}: choose --engine torch or tensorrt"
+        )
+    if decoder is None or settings.decode == "cpu" or source.still_images or settings.source.isdecimal():
+        return source
+    source.close()
+    return open_source(
+        settings.source,
+        timeout_s=settings.timeout_s,
+        image_fps=settings.image_fps,
+        decoder=decoder,
+        decoder_required=settings.decode == "gpu",
+    )
 
 
 def refuse_to_replace_inputs(settings: Settings) -> None:
@@ -196,6 +222,7 @@ def make_sinks(settings: Settings, image_ids: dict[str, int] | None) -> list[Sin
                 overwrite=settings.overwrite,
                 crf=settings.video_crf,
                 preset=settings.video_preset,
+                encoder=settings.video_encoder,
             )
         )
     if settings.sheet is not None:

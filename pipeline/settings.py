@@ -12,6 +12,10 @@ from pipeline.errors import SettingsError
 from pipeline.redaction import redact
 
 VIDEO_PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower")
+DECODERS = ("auto", "cpu", "gpu")
+Decode = Literal["auto", "cpu", "gpu"]
+VIDEO_ENCODERS = ("auto", "libx264", "h264_nvenc")
+VideoEncoder = Literal["auto", "libx264", "h264_nvenc"]
 VideoPreset = Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower"]
 
 
@@ -48,8 +52,16 @@ class Settings:
     device: str | None = _option(
         None, "where the networks run: cpu, cuda or cuda:N; the best that works by default", metavar="DEVICE"
     )
+    decode: Decode = _option(
+        "auto", "what decodes video: auto takes the GPU where the networks run on one", choices=DECODERS
+    )
     precision: Precision = _option("auto", "arithmetic of the networks", choices=PRECISIONS)
     threads: int | None = _option(None, "cores each network may use; all by default", metavar="N")
+    batch: int | None = _option(
+        None,
+        "frames that wait may share one call of the networks, this many at most; up to the device by default",
+        metavar="N",
+    )
     long_side: int | None = _option(
         None, "long side of the network input in px; smaller is faster; the model's own by default", metavar="PX"
     )
@@ -65,6 +77,9 @@ class Settings:
     image_fps: float = _option(2.0, "pictures a second when images become a video", metavar="FPS")
     video_crf: int = _option(20, "quality of the written video, 0 (lossless) to 51", metavar="N")
     video_preset: VideoPreset = _option("veryfast", "effort of the video encoder", choices=VIDEO_PRESETS)
+    video_encoder: VideoEncoder = _option(
+        "auto", "auto takes NVENC on a GPU that has it; only libx264 knows --video-preset", choices=VIDEO_ENCODERS
+    )
     timeout_s: float = _option(10.0, "give a network source up after this many seconds of silence", metavar="S")
     stats_every_s: float = _option(5.0, "seconds between progress lines when the output is not a terminal", metavar="S")
     debug: bool = _option(False, "log more, and show tracebacks")
@@ -76,6 +91,7 @@ class Settings:
             _require(value is None or 0.0 <= value <= 1.0, name, "from 0 to 1", value)
         for name, low, high in (
             ("threads", 1, 1024),
+            ("batch", 1, 64),
             ("long_side", 32, 4096),
             ("max_frames", 1, None),
             ("queue_depth", 1, 256),
@@ -90,6 +106,9 @@ class Settings:
         _require(self.engine in ENGINE_NAMES, "engine", f"one of {', '.join(ENGINE_NAMES)}", self.engine)
         known_device = self.device is None or DEVICE_PATTERN.fullmatch(self.device) is not None
         _require(known_device, "device", "cpu, cuda or cuda:N", self.device)
+        known_encoder = self.video_encoder in VIDEO_ENCODERS
+        _require(known_encoder, "video_encoder", f"one of {', '.join(VIDEO_ENCODERS)}", self.video_encoder)
+        _require(self.decode in DECODERS, "decode", f"one of {', '.join(DECODERS)}", self.decode)
         _require(self.precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}", self.precision)
         _require(
             self.video_preset in VIDEO_PRESETS, "video_preset", f"one of {', '.join(VIDEO_PRESETS)}", self.video_preset

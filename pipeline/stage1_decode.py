@@ -8,7 +8,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from engines.device import HardwareDecoder
 from kernels.coordinates import U8
 from pipeline.errors import SourceError
 from pipeline.messages import Frame
@@ -33,33 +34,42 @@ VIDEO_SUFFIXES = (
 MICROSECOND = Fraction(1, 1_000_000)
 
 
-def open_source(source: str, *, timeout_s: float = 10.0, image_fps: float = 2.0) -> Source:
+def open_source(
+    source: str,
+    *,
+    timeout_s: float = 10.0,
+    image_fps: float = 2.0,
+    decoder: HardwareDecoder | None = None,
+    decoder_required: bool = False,
+) -> Source:
     """Find out what a SOURCE argument means and open it.
 
     Args:
         source: a file, a folder, a glob, a webcam number or an address.
         timeout_s: limit of silence for network sources.
         image_fps: pictures a second that still images count as.
+        decoder: of a GPU, for videos; see `pipeline.video_input.VideoInput`.
+        decoder_required: a video that it cannot decode is an error.
 
     Raises:
         SourceError: nothing is there, or it is no picture and no video.
     """
+
+    def video_of(name: str) -> VideoInput:
+        return VideoInput(name, timeout_s=timeout_s, decoder=decoder, decoder_required=decoder_required)
+
     if "://" in source:
         scheme = source.split("://", 1)[0].lower()
         if scheme not in URL_SCHEMES:
             allowed = ", ".join(f"{name}://" for name in URL_SCHEMES)
             raise SourceError(f"{redact(source)}: expected an address starting with {allowed}, got {scheme}://")
-        video = VideoInput(source, timeout_s=timeout_s)
-        return (
-            StreamSource(video)
-            if video.endless
-            else FileSource([source], video, timeout_s=timeout_s, image_fps=image_fps)
-        )
+        video = video_of(source)
+        return StreamSource(video) if video.endless else FileSource([source], video, video_of, image_fps=image_fps)
     if is_stream(source):
         return CameraSource(int(source))
     files = find_files(source)
-    first = None if _is_image(files[0]) else _open_first(files, timeout_s)
-    return FileSource(files, first, timeout_s=timeout_s, image_fps=image_fps)
+    first = None if _is_image(files[0]) else _open_first(files, video_of)
+    return FileSource(files, first, video_of, image_fps=image_fps)
 
 
 def is_stream(source: str) -> bool:
@@ -98,18 +108,25 @@ class FileSource:
 
     live = False
 
-    def __init__(self, files: Sequence[str], first: VideoInput | None, *, timeout_s: float, image_fps: float) -> None:
+    def __init__(
+        self,
+        files: Sequence[str],
+        first: VideoInput | None,
+        video_of: Callable[[str], VideoInput],
+        *,
+        image_fps: float,
+    ) -> None:
         """Take files that exist.
 
         Args:
             files: at least one path (or one address of finite length).
             first: the first file, opened already, where it is a video.
-            timeout_s: limit for files that are addresses.
+            video_of: opens the others.
             image_fps: pictures a second that still images count as.
         """
         self._files = list(files)
         self._video = first
-        self._timeout_s = timeout_s
+        self._video_of = video_of
         self._image_fps = Fraction(image_fps).limit_denominator(1000)
         self._stop = threading.Event()
         self._lost = 0
@@ -168,7 +185,7 @@ class FileSource:
         )
 
     def _clip(self, clip: int, name: str) -> Iterator[Frame]:
-        video = self._video if clip == 0 and self._video is not None else VideoInput(name, timeout_s=self._timeout_s)
+        video = self._video if clip == 0 and self._video is not None else self._video_of(name)
         self._video = video
         shown = redact(name)
         try:
@@ -180,7 +197,7 @@ class FileSource:
                     pts=picture.pts,
                     time_base=picture.time_base,
                     captured_s=time.monotonic(),
-                    pixels=picture.image,
+                    pixels=picture.pixels,
                 )
         finally:
             self._lost += video.frames_lost
@@ -212,7 +229,7 @@ class StreamSource:
                 pts=picture.pts,
                 time_base=picture.time_base,
                 captured_s=time.monotonic(),
-                pixels=picture.image,
+                pixels=picture.pixels,
             )
             if self._stop.is_set():
                 return
@@ -296,10 +313,10 @@ def _rgb(bgr: Any) -> U8:
     return image
 
 
-def _open_first(files: Sequence[str], timeout_s: float) -> VideoInput | None:
+def _open_first(files: Sequence[str], video_of: Callable[[str], VideoInput]) -> VideoInput | None:
     """Open the only file now, so that a bad one ends the run before outputs are touched; of many, one may be bad."""
     try:
-        return VideoInput(files[0], timeout_s=timeout_s)
+        return video_of(files[0])
     except SourceError:
         if len(files) == 1:
             raise

@@ -33,7 +33,7 @@ MAX_REPETITION = 0.4  # a weak pose more similar than this to a sure one repeats
 UNSEEN_COST_PER_S = 0.3  # similarity that one second out of sight costs, at most this much
 LEAST_SIMILARITY = 0.01  # what that leaves of a pair that is similar enough: nobody is ruled out by it
 SPEED_MEMORY_S = 0.2  # the old speed's share falls to 1/e in this time
-SPEED_FADES_S = 1.0  # likewise the speed of somebody unseen: people stop and turn where nobody sees them
+SPEED_FADES_S = 2.0  # likewise the speed of somebody unseen: people stop and turn where nobody sees them
 SIZE_MEMORY = 0.8  # share of the old size that is kept when somebody seems smaller: half hidden people do
 SIZE_GROWTH = 0.5  # and when larger
 
@@ -108,7 +108,7 @@ class PersonTracker:
             repetition = pose_similarities(points, visible, *sure).max(axis=1)
             enough[~may_be_new & (repetition > MAX_REPETITION)] = False
         similarity -= UNSEEN_COST_PER_S * np.minimum(unseen_s, 1.0)
-        found = best_pairs(np.where(enough, np.maximum(similarity, LEAST_SIMILARITY), 0.0))
+        found = self.pairs(np.where(enough, np.maximum(similarity, LEAST_SIMILARITY), 0.0))
 
         rows = np.setdiff1d(np.flatnonzero(may_be_new), [row for row, _ in found])
         lost = np.setdiff1d(np.flatnonzero(unseen_s > 0), [column for _, column in found])
@@ -118,22 +118,22 @@ class PersonTracker:
             chances = return_chances(
                 points[rows], visible[rows], expected[lost], last[lost], known_visible[lost], sizes, unseen_s[lost]
             )
-            back = [(int(rows[i]), int(lost[j])) for i, j in best_pairs(chances)]
+            back = [(int(rows[i]), int(lost[j])) for i, j in self.pairs(chances)]
         return [(*pair, False) for pair in found] + [(*pair, True) for pair in back]
 
+    @staticmethod
+    def pairs(values: F64) -> list[tuple[int, int]]:
+        """Pairs of a row and a column of (N, M), the greatest value first, each row and column once; 0 is no pair.
 
-def best_pairs(values: F64) -> list[tuple[int, int]]:
-    """Pairs of a row and a column of (N, M), the greatest value first, each row and column once; 0 is no pair.
-
-    The pairs of the greatest sum (an assignment solver's) named the same people: docs/experiments.md.
-    """
-    left = values.copy()
-    pairs = []
-    while left.size and left.max() > 0:
-        row, column = (int(i) for i in np.unravel_index(left.argmax(), left.shape))
-        pairs.append((row, column))
-        left[row, :] = left[:, column] = 0.0
-    return pairs
+        The pairs of the greatest sum (an assignment solver's) named the same people: docs/experiments.md.
+        """
+        left = values.copy()
+        pairs = []
+        while left.size and left.max() > 0:
+            row, column = (int(i) for i in np.unravel_index(left.argmax(), left.shape))
+            pairs.append((row, column))
+            left[row, :] = left[:, column] = 0.0
+        return pairs
 
 
 def _move(track: _Track, points: F64, visible: Bools, time_s: float, *, sure: bool, returned: bool) -> None:

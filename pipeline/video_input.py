@@ -1,19 +1,22 @@
-"""Decode one video file or address with FFmpeg: upright RGB pictures with their own presentation times."""
+"""Decode one video file or address with FFmpeg, on the CPU or a GPU: upright RGB pictures with their own times."""
 
 from __future__ import annotations
 
 import errno
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
 import av
 import numpy as np
+from av.codec.hwaccel import HWAccel
 from av.container import InputContainer
+from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
 
+from engines.device import HardwareDecoder, Surface
 from kernels.coordinates import U8
 from pipeline.errors import SourceError
 from pipeline.redaction import redact
@@ -37,7 +40,7 @@ class Picture:
     """One decoded picture: (H, W, 3) uint8 RGB, its time in units of ``time_base`` seconds, its number in the file."""
 
     index: int
-    image: U8
+    pixels: U8 | Surface
     pts: int
     time_base: Fraction
 
@@ -53,17 +56,27 @@ class VideoInput:
         frames_lost: how many of them did not come; known after the last one.
     """
 
-    def __init__(self, address: str, *, timeout_s: float) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout_s: float,
+        decoder: HardwareDecoder | None = None,
+        decoder_required: bool = False,
+    ) -> None:
         """Open and find the video stream.
 
         Args:
             address: path of a file, or a URL with a scheme of `URL_SCHEMES`.
             timeout_s: limit for opening and for each read from the network.
+            decoder: of a GPU; what it cannot decode, the CPU does, with a line in the log.
+            decoder_required: what it cannot decode is an error.
 
         Raises:
             SourceError: it cannot be opened, is no video, or has no decoder.
         """
         self.name = redact(address)
+        self._decoder = decoder
         self.frames_lost = 0
         self._discarded = self._broken = 0
         self._trouble = ""
@@ -72,13 +85,18 @@ class VideoInput:
         options = {"protocol_whitelist": _URL_PROTOCOLS if is_url else _FILE_PROTOCOLS}
         if is_url and address.lower().startswith("rtsp"):
             options["rtsp_transport"] = "tcp"  # lost UDP packets would be grey blocks
-        try:
-            self._container: InputContainer = av.open(
+
+        def opened(acceleration: HWAccel | None) -> InputContainer:
+            return av.open(
                 address if is_url else "file:" + address,  # a name such as "a:b.mp4" is not a protocol
                 "r",
                 options=options,
                 timeout=(timeout_s, timeout_s) if is_url else None,
+                hwaccel=acceleration,
             )
+
+        try:
+            self._container = self._open_accelerated(opened, required=decoder_required) or opened(None)
         except (av.FFmpegError, OSError, ValueError) as error:
             raise _open_error(self.name, error, is_url) from None  # the cause quotes the address with its password
         try:
@@ -91,6 +109,41 @@ class VideoInput:
         self.frame_rate = Fraction(rate) if rate else _FALLBACK_FPS
         self.frame_total = self._stated_frames()
 
+    def _open_accelerated(
+        self, opened: Callable[[HWAccel | None], InputContainer], *, required: bool
+    ) -> InputContainer | None:
+        """The container with its GPU decoder; None when the GPU cannot decode this video, and no container is open."""
+        decoder = self._decoder
+        if decoder is None:
+            return None
+        container: InputContainer | None = None
+        try:
+            container = opened(
+                HWAccel(
+                    decoder.device_type,
+                    decoder.device,
+                    allow_software_fallback=True,
+                    options=dict(decoder.options()),
+                    is_hw_owned=True,
+                )
+            )
+            streams = container.streams.video
+            if not streams or streams[0].codec_context is None or streams[0].codec_context.is_hwaccel:
+                return container  # what is no video at all gets its own error
+            reason = f"{decoder.device_type} has no decoder for {streams[0].codec_context.name}"
+        except FileNotFoundError:
+            raise
+        except (av.FFmpegError, OSError, ValueError, NotImplementedError, RuntimeError) as error:
+            # also PermissionError: without a driver FFmpeg says so despite the allowed fallback
+            reason = f"{decoder.device_type}: {_reason(error)}"
+        if container is not None:
+            container.close()
+        if required:
+            raise SourceError(f"{self.name}: cannot be decoded on the GPU ({reason}): use --decode cpu")
+        log.info("%s: decoded on the CPU: %s", self.name, reason)
+        self._decoder = None
+        return None
+
     def _find_stream(self) -> VideoStream:
         streams = self._container.streams.video
         if not streams:
@@ -101,8 +154,9 @@ class VideoInput:
         stream = streams[0]
         if stream.codec_context is None:
             raise SourceError(f"{self.name}: no decoder for its video format: convert it, for example to H.264")
-        stream.thread_type = "AUTO"
-        stream.codec_context.thread_count = min(MAX_DECODE_THREADS, os.cpu_count() or 1)
+        if not stream.codec_context.is_hwaccel:
+            stream.thread_type = "AUTO"
+            stream.codec_context.thread_count = min(MAX_DECODE_THREADS, os.cpu_count() or 1)
         return stream
 
     def _stated_frames(self) -> int | None:
@@ -127,13 +181,26 @@ class VideoInput:
                 pts = last_pts + max(1, round(step_s / time_base)) if decoded else 0
             last_pts = int(pts)
             end_s = float(last_pts * time_base) + step_s
-            yield Picture(decoded, _upright_rgb(frame), last_pts, time_base)
+            yield Picture(decoded, self._pixels(frame), last_pts, time_base)
             decoded += 1
         if not decoded:
             reason = self._trouble or "it holds none"
             raise SourceError(f"{self.name}: expected at least one video frame, none could be decoded ({reason})")
         if not self.endless:
             self._count_lost(decoded, end_s)
+
+    def _pixels(self, frame: av.VideoFrame) -> U8 | Surface:
+        """Upright RGB; on the GPU where the frame lies there as 8-bit NV12 and needs no turning."""
+        decoder = self._decoder
+        layout = frame.sw_format
+        if decoder is None or layout is None or layout.name != "nv12" or round(frame.rotation / 90) % 4:
+            return _upright_rgb(frame)
+        return decoder.adopt(
+            frame.planes[0],
+            frame.planes[1],
+            full_range=frame.color_range == ColorRange.JPEG,
+            bt709=_is_bt709(frame),
+        )
 
     def _decoded_frames(self) -> Iterator[av.VideoFrame]:
         """Frames of all packets that decode."""
@@ -214,6 +281,11 @@ class VideoInput:
         if self._container.duration and only_video:
             return float(self._container.duration) / av.time_base
         return None
+
+
+def _is_bt709(frame: av.VideoFrame) -> bool:
+    """Which matrix the colours were made with; BT.601 where nothing is said, as swscale takes it on the CPU."""
+    return frame.colorspace == Colorspace.ITU709
 
 
 def _upright_rgb(frame: av.VideoFrame) -> U8:

@@ -7,14 +7,17 @@ rates stay variable.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal
 
 import av
 import cv2
 import numpy as np
 from av.container import OutputContainer
+from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from kernels.coordinates import U8
@@ -22,8 +25,11 @@ from pipeline.errors import SinkError
 from pipeline.messages import FrameResult
 from pipeline.stage6_sinks import check_output, create_output, sink_error
 
+log = logging.getLogger(__name__)
+
 KEYFRAME_EVERY_S = 1.0  # also the length of a fragment: what a crash may cost
 _MOVFLAGS = "hybrid_fragmented+frag_keyframe"
+_NVIDIA_DRIVER = Path("/dev/nvidiactl")  # without it NVENC cannot be there, and need not be tried
 _MIN_TIME_BASE = Fraction(1, 1_000_000)
 _BT709 = 1  # the same number for primaries, transfer and matrix in H.264
 _LIMITED_RANGE = 1
@@ -32,7 +38,16 @@ _LIMITED_RANGE = 1
 class VideoSink:
     """An mp4 of one size: that of the first frame, made even. Later frames of other sizes are fitted into it."""
 
-    def __init__(self, path: Path, *, overwrite: bool, crf: int, preset: str, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        overwrite: bool,
+        crf: int,
+        preset: str,
+        threads: int | None = None,
+        encoder: str = "libx264",
+    ) -> None:
         """Write to ``path``.
 
         Args:
@@ -41,12 +56,14 @@ class VideoSink:
             crf: quality, 0 (lossless) to 51.
             preset: effort of libx264.
             threads: of the encoder; None leaves it to libx264.
+            encoder: one of `pipeline.settings.VIDEO_ENCODERS`; ``auto`` is NVENC on a GPU that has it.
         """
         self._path = path
         self._overwrite = overwrite
         self._crf = crf
         self._preset = preset
         self._threads = threads
+        self._encoder = encoder
         self._container: OutputContainer | None = None
         self._stream: VideoStream | None = None
         self._size = (0, 0)  # height, width; even
@@ -107,7 +124,8 @@ class VideoSink:
         frame = result.frame
         self._size = (frame.height + frame.height % 2, frame.width + frame.width % 2)
         self._time_base = max(frame.time_base, _MIN_TIME_BASE)
-        stream = container.add_stream("libx264", options={"preset": self._preset, "crf": str(self._crf)})
+        encoder = self._chosen_encoder()
+        stream = container.add_stream(encoder, options=self._encoder_options(encoder))
         stream.height, stream.width = self._size
         stream.pix_fmt = "yuv420p"
         context = stream.codec_context
@@ -119,6 +137,38 @@ class VideoSink:
         if self._threads is not None:
             context.thread_count = self._threads
         self._stream = stream
+
+    def _chosen_encoder(self) -> Literal["libx264", "h264_nvenc"]:
+        if self._encoder == "libx264":
+            return "libx264"
+        refusal = self._refusal_of("h264_nvenc") if _NVIDIA_DRIVER.exists() else "no NVIDIA driver"
+        if refusal is not None and self._encoder != "auto":
+            raise SinkError(
+                f"{self._path}: {self._encoder} cannot be used here ({refusal}): choose --video-encoder libx264"
+            )
+        chosen: Literal["libx264", "h264_nvenc"] = "h264_nvenc" if refusal is None else "libx264"
+        log.debug("%s: encoder %s (NVENC: %s)", self._path, chosen, refusal or "works")
+        return chosen
+
+    def _refusal_of(self, encoder: str) -> str | None:
+        """Why an encoder cannot be opened for frames of this size; None when it can."""
+        try:
+            context = av.CodecContext.create(encoder, "w")
+            if not isinstance(context, VideoCodecContext):
+                return "it is no video encoder"
+            context.height, context.width = self._size
+            context.pix_fmt = "yuv420p"
+            context.time_base = Fraction(1, 25)
+            context.open()
+        except (av.FFmpegError, OSError, ValueError) as error:
+            return str(getattr(error, "strerror", None) or error)
+        return None
+
+    def _encoder_options(self, encoder: str) -> dict[str, str]:
+        if encoder == "libx264":
+            return {"preset": self._preset, "crf": str(self._crf)}
+        # Constant quality on NVENC's own scale, which lies close to that of x264; key frames where we ask for them.
+        return {"preset": "p4", "rc": "vbr", "cq": str(self._crf), "b:v": "0", "forced-idr": "1"}
 
     def _encode(self, frame: av.VideoFrame) -> None:
         if self._stream is None:

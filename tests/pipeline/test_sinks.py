@@ -184,7 +184,7 @@ def test_what_was_written_before_the_disk_was_full_is_readable(tmp_path, name) -
         assert len(entries) >= written - 1
     else:
         pictures = list(VideoInput(str(path), timeout_s=1).pictures())  # the last packet may be cut
-        assert [number_of(picture.image) for picture in pictures] == list(range(len(pictures)))
+        assert [number_of(picture.pixels) for picture in pictures] == list(range(len(pictures)))
         assert len(pictures) > 20
 
 
@@ -257,6 +257,25 @@ def test_a_video_keeps_every_frame_and_its_time(tmp_path) -> None:
     assert [number_of(frame) for frame in frames] == list(range(8))
     assert [round(time * 1000) for time in times_s] == [time - 500 for time in times_ms]
     assert path.read_bytes()[4:8] == b"ftyp"
+
+
+def test_the_gpu_encoder_is_only_taken_where_it_works(tmp_path, monkeypatch, caplog) -> None:
+    """Without a driver FFmpeg refuses NVENC, for real: ``auto`` goes on with libx264, a wish by name is an error."""
+    if Path("/dev/nvidiactl").exists():
+        pytest.skip("this machine has the driver whose absence is tested")
+    monkeypatch.setattr("pipeline.video_output._NVIDIA_DRIVER", tmp_path)  # let it be tried
+    path = tmp_path / "out.mp4"
+    with caplog.at_level("DEBUG"):
+        sink = VideoSink(path, overwrite=False, crf=20, preset="veryfast", encoder="auto")
+        for number in range(4):
+            sink.write(result(number))
+        sink.close()
+    assert [number_of(frame) for frame in read_video(path)[0]] == [0, 1, 2, 3]
+    assert "encoder libx264 (NVENC: " in caplog.text
+    sink = VideoSink(tmp_path / "b.mp4", overwrite=False, crf=20, preset="veryfast", encoder="h264_nvenc")
+    with pytest.raises(SinkError, match=r"h264_nvenc cannot be used here .*choose --video-encoder libx264"):
+        sink.write(result(0))
+    sink.close()
 
 
 def test_a_finished_video_is_a_plain_mp4(tmp_path) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import socket
 import threading
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from pipeline.errors import SourceError
 from pipeline.stage1_decode import CameraSource, FileSource, StreamSource, find_files, open_source, read_image
+from pipeline.video_input import VideoInput
 from tests.clips import number_of, write_empty_video, write_images, write_video
 
 pytestmark = pytest.mark.timeout(60)
@@ -368,3 +370,36 @@ def test_camera_class_reads_until_told_to_stop(monkeypatch) -> None:
     camera = CameraSource(0)
     with pytest.raises(SourceError, match="gave no picture after 5 frames"):
         list(camera.frames())
+
+
+class PlanesDecoder:
+    """Plays a GPU's decoder: takes planes through DLPack, remembers how they were described."""
+
+    device_type = "cuda"
+    device = "0"
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[tuple[int, ...], tuple[int, ...], bool, bool]] = []
+
+    def options(self) -> dict[str, str]:
+        return {"primary_ctx": "1"}
+
+    def adopt(self, luma, chroma, *, full_range: bool, bt709: bool):
+        planes = np.from_dlpack(luma), np.from_dlpack(chroma)
+        self.seen.append((planes[0].shape, planes[1].shape, full_range, bt709))
+        return planes
+
+
+def test_a_gpu_decoder_that_does_not_start_leaves_the_work_to_the_cpu(tmp_path, caplog) -> None:
+    """There is a driver on no machine that runs this test: FFmpeg refuses, for real."""
+    if Path("/dev/nvidia0").exists():
+        pytest.skip("this machine has the driver whose absence is tested")
+    path = str(write_video(tmp_path / "a.mp4", 5))
+    with caplog.at_level("INFO"):
+        source = open_source(path, decoder=PlanesDecoder())
+    assert numbers(read_all(source)) == [0, 1, 2, 3, 4]
+    assert "decoded on the CPU: cuda" in caplog.text
+    with pytest.raises(SourceError, match=r"cannot be decoded on the GPU.*use --decode cpu"):
+        open_source(path, decoder=PlanesDecoder(), decoder_required=True)
+    with pytest.raises(SourceError, match="no such file"):
+        VideoInput(str(tmp_path / "b.mp4"), timeout_s=1, decoder=PlanesDecoder())

@@ -215,8 +215,7 @@ class BatchingHost(HostDevice):
     """The host, playing a device that gains from batches."""
 
     def __init__(self, frames_per_call: int) -> None:
-        super().__init__()
-        self.frames_per_call = frames_per_call
+        super().__init__(frames_per_call=frames_per_call)
         self.freed = 0
 
     def network_input(self, pictures, plan):
