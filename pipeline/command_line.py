@@ -19,12 +19,14 @@ EPILOG = (
     "examples:  pose2seg walk.mp4 --output out.mp4 --json out.jsonl\n"
     "           pose2seg photos/ --coco results.json --coco-images annotations.json\n"
     "           pose2seg 0 --show\n"
+    "           pose2seg bench                 frames a second of this machine (bench --help)\n"
     "           pose2seg engines list          what can run the networks here (engines --help)\n"
     "exit codes: 0 finished or asked to stop, 2 settings, 3 source, 4 model, 5 output, 1 a bug"
 )
 
 
 COMMANDS: Final = {
+    "bench": "pipeline.bench_command",
     "engines": "pipeline.engines_command",
 }
 """First word of the arguments -> module whose ``main(arguments)`` runs the command and returns the exit code.

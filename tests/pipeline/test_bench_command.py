@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels.pose_fit import PAPER_TEMPLATES, fit_poses, prepare_templates, whole_frame_roi
-from pipeline import bench
+from pipeline import bench_command as bench
 from pipeline.errors import SettingsError, SourceError
 from tests.clips import write_video
 
