@@ -24,7 +24,6 @@ NO_GPU: Final = "none"
 # What decides how a plan comes out; their content is part of its key.
 _BUILDER_SOURCES: Final = (
     "engines/tensorrt_*.py",
-    "engines/torch2trt_converter.py",
     "engines/half_precision.py",
     "kernels/affine_align/*.cu*",
     "kernels/native/*.cuh",

@@ -141,7 +141,14 @@ def candidate(name: str, options: EngineOptions, machine: Machine, *, may_be_slo
             return _with_library(Candidate(name=name), machine)
         return Candidate(name=name, problem="it needs a GPU, not --device cpu")
     found = _on_gpu(name, options, machine)
-    return found if found.problem else _fitting_the_driver(_with_library(found, machine), machine)
+    if not found.problem:
+        found = _fitting_the_driver(_with_library(found, machine), machine)
+    if found.problem or name == "torch":
+        return found
+    memory = candidate("torch", replace(options, precision="auto"), machine)  # holds the tensors of plans
+    if memory.problem:
+        return replace(found, problem=f"torch, which holds its tensors: {memory.problem}", remedy=memory.remedy)
+    return found
 
 
 def candidates(options: EngineOptions, machine: Machine) -> list[Candidate]:

@@ -101,6 +101,13 @@ def test_each_refusal_says_what_to_do() -> None:
     }
 
 
+def test_plans_need_torch_for_their_tensors() -> None:
+    found = candidate("tensorrt", EngineOptions(precision="int8"), Machine(NEW_DRIVER, tensorrt=TENSORRT))
+    assert found.refusal == "torch, which holds its tensors: it is not installed: pip install 'pose2seg-live[gpu]'"
+    found = candidate("tensorrt-rtx", EngineOptions(), Machine(NEW_DRIVER, tensorrt_rtx=RTX, torch=CPU_TORCH))
+    assert "torch, which holds its tensors: torch 2.13.0+cpu is built without CUDA" in found.problem
+
+
 def test_without_a_driver_no_gpu_library_is_looked_for() -> None:
     machine = Machine(NO_DRIVER, tensorrt=TENSORRT, torch=TORCH)
     select(machine)
