@@ -16,6 +16,13 @@ FLOAT32_BILINEAR: Final = {"rtol": 0.0, "atol": 2e-6}
 #: grid_sample normalises coordinates to -1..1 in float32: about 1e-5 of a feature px, times the slope there.
 GRID_SAMPLE: Final = {"rtol": 0.0, "atol": 2e-4}
 
+#: Coordinates in float32 against float64: sums of a few hundred px are off by some 1e-5 px, times the slopes there.
+FLOAT32_COORDINATES: Final = {"rtol": 0.0, "atol": 2e-4}
+
+#: The same, rounded once more to 11 or 8 bits when the result is stored; values up to about 1.
+STORED_AS_FLOAT16: Final = {"rtol": 2.0**-11, "atol": 2.5e-4}
+STORED_AS_BFLOAT16: Final = {"rtol": 2.0**-8, "atol": 2.5e-4}
+
 #: OpenCV's bilinear resize of bytes works with 11-bit weights, its area resize rounds sums of float32.
 OPENCV_RESIZE_LEVELS: Final = 1
 
@@ -27,3 +34,6 @@ GEOMETRY_PX: Final = 1e-6
 
 #: OpenCV's affine warp of bytes places each sample on a grid of 1/32 px, and rounds once more.
 OPENCV_WARP_STEP_PX: Final = 1 / 32
+
+#: One ONNX operator in PyTorch against ONNX Runtime: both float32, sums of some tens of values of about 2 in any order.
+TORCH_OPERATOR: Final = {"rtol": 1e-5, "atol": 1e-5}
