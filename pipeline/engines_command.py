@@ -8,7 +8,6 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
@@ -17,9 +16,9 @@ from rich.text import Text
 
 from engines import ENGINE_NAMES, PRECISIONS, EngineError, EngineLoadError, EngineOptions, default_artifact
 from engines.artifact import load_artifact
-from engines.engine import DEFAULT_OPTIONS, DEVICE_PATTERN, Announce
+from engines.engine import DEFAULT_OPTIONS, DEVICE_PATTERN
 from engines.plan_cache import Entry, PlanCache
-from engines.planned_engine import CONVERTERS, plan_of, staleness
+from engines.planned_engine import CONVERTERS, Build, plan_of, staleness
 from engines.selection import AUTO_ORDER, PLAN_ENGINES, Candidate, Machine, ThisMachine, candidate
 from pipeline.command_line import SettingsParser, read_path, read_whole_number
 from pipeline.errors import EXIT_OK, EXIT_SINK, SettingsError
@@ -33,12 +32,13 @@ PLAIN_WIDTH: Final = 150
 _DAY_S: Final = 86400.0
 
 
-def main(arguments: Sequence[str], machine: Machine | None = None) -> int:
+def main(arguments: Sequence[str], machine: Machine | None = None, build: Build | None = None) -> int:
     """Run the command.
 
     Args:
         arguments: without ``engines``.
         machine: whose engines; this machine's by default.
+        build: makes plans; TensorRT by default.
 
     Returns:
         Exit code, see `pipeline.errors`.
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str], machine: Machine | None = None) -> int:
     if not console.is_terminal:
         console = Console(highlight=False, width=PLAIN_WIDTH)
     if flags.command == "build":
-        return _build(flags, machine, console)
+        return _build(flags, machine, build, console)
     if flags.command == "clean":
         return _clean(flags, machine, console)
     found = describe(machine)
@@ -96,7 +96,7 @@ def _engine(name: str, machine: Machine) -> dict[str, Any]:
         "available": not found.problem,
         "by_name_only": by_name_only,
         "version": library.version if library is not None else None,
-        "device": _device(found),
+        "device": None if found.problem else _device(found),
         "problem": found.problem,
         "remedy": found.remedy,
     }
@@ -134,7 +134,7 @@ def _show(found: dict[str, Any], console: Console) -> None:
         table.add_row(
             engine["name"],
             engine["version"] or "-",
-            Text(engine["device"] if engine["available"] else "-"),
+            Text(engine["device"] or "-"),
             Text("yes" if engine["available"] else refusal),
             "takes this" if engine["name"] == found["auto"] else "by name only" if engine["by_name_only"] else "",
         )
@@ -164,7 +164,7 @@ def _show(found: dict[str, Any], console: Console) -> None:
     console.print(table)
 
 
-def _build(flags: argparse.Namespace, machine: Machine, console: Console) -> int:
+def _build(flags: argparse.Namespace, machine: Machine, build: Build | None, console: Console) -> int:
     artifact = load_artifact(flags.model if flags.model is not None else default_artifact())
     libraries = _buildable(flags.engine, flags.device, machine)
     options = EngineOptions(
@@ -182,31 +182,31 @@ def _build(flags: argparse.Namespace, machine: Machine, console: Console) -> int
     all_kept = True
     for library in libraries:
         for graph in artifact.graphs:
+            started = time.monotonic()
             try:
-                row, kept = _build_one(artifact.graph_path(graph), library, options, flags.converter, announce, machine)
+                made = plan_of(
+                    artifact.graph_path(graph),
+                    library,
+                    options,
+                    converter=flags.converter,
+                    announce=announce,
+                    machine=machine,
+                    build=build,
+                )
             except EngineLoadError as error:
                 failures.append(error)
-                table.add_row(library, graph, "-", "-", "-", "failed, see below")
+                table.add_row(library, graph, "-", "-", "-", "failed")
                 continue
-            table.add_row(library, graph, *row)
-            all_kept &= kept
+            seconds = "-" if made.from_cache else f"{time.monotonic() - started:.1f} s"
+            kept = "was there" if made.from_cache else "yes" if made.stored else "no"
+            table.add_row(library, graph, str(len(made.layers)), _size(len(made.plan)), seconds, kept)
+            all_kept &= made.stored
     console.print(table)
     for failure in failures[:-1]:
-        console.print(Text(str(failure)))
+        log.error("%s", failure)
     if failures:
         raise failures[-1]
     return EXIT_OK if all_kept else EXIT_SINK
-
-
-def _build_one(
-    path: Path, library: str, options: EngineOptions, converter: Any, announce: Announce, machine: Machine
-) -> tuple[tuple[str, ...], bool]:
-    """Cells of one plan's row, and whether the plan is in the cache now."""
-    started = time.monotonic()
-    made = plan_of(path, library, options, converter=converter, announce=announce, machine=machine)
-    seconds = "-" if made.from_cache else f"{time.monotonic() - started:.1f} s"
-    kept = "was there" if made.from_cache else "yes" if made.stored else "no, see the log"
-    return (str(len(made.layers)), _size(len(made.plan)), seconds, kept), made.stored
 
 
 def _buildable(wanted: str, device: str | None, machine: Machine) -> list[str]:
@@ -270,9 +270,11 @@ def _parser() -> argparse.ArgumentParser:
         prog="pose2seg engines", description="What runs the networks here, and its plans.", allow_abbrev=False
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="list|build|clean")
-    listing = commands.add_parser("list", help="every engine, whether it works here and why not; plans in the cache")
+    listing = commands.add_parser(
+        "list", allow_abbrev=False, help="every engine, whether it works here and why not; plans in the cache"
+    )
     listing.add_argument("--json", action="store_true", help="for another program")
-    build = commands.add_parser("build", help="compile plans now, not at the first run")
+    build = commands.add_parser("build", allow_abbrev=False, help="compile plans now, not at the first run")
     build.add_argument("--engine", choices=(*PLAN_ENGINES, "all"), default="all", help="all that work, by default")
     build.add_argument("--model", type=read_path, metavar="DIR", help="model folder; the installed one by default")
     build.add_argument("--device", type=_device_name, metavar="DEVICE", help="GPU to build for (cuda:0)")
@@ -284,7 +286,7 @@ def _parser() -> argparse.ArgumentParser:
     ):
         build.add_argument(flag, type=_from_1_to(4096), default=default, metavar="N", help=text)
     build.add_argument("--converter", choices=CONVERTERS, default=CONVERTERS[0], help="what reads the graph (onnx)")
-    clean = commands.add_parser("clean", help="remove plans")
+    clean = commands.add_parser("clean", allow_abbrev=False, help="remove plans")
     clean.add_argument("--all", action="store_true", help="all of them")
     clean.add_argument("--stale", action="store_true", help="damaged, or made for another machine; the default")
     clean.add_argument("--older-than", type=_from_1_to(36500), metavar="DAYS", help="not used for so long")
