@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import replace
 
 import numpy as np
@@ -31,7 +32,7 @@ class AffineStage:
         self._roi_size = roi_size
         self._joint_threshold = joint_threshold
         self._person_threshold = person_threshold
-        self._tracker = PersonTracker()
+        self._trackers: defaultdict[int, PersonTracker] = defaultdict(PersonTracker)  # one for each stream
 
     def open(self) -> None:
         one = np.zeros((1, 17, 2)), np.ones((1, 17), np.bool_)
@@ -47,7 +48,7 @@ class AffineStage:
         visible = poses.keypoints[:, :, 2] >= self._joint_threshold
         visible &= poses.keypoints[:, :, 2] > 0
         frame = poses.frame
-        ids = self._tracker.assign(
+        ids = self._trackers[frame.stream].assign(
             poses.keypoints,
             visible,
             poses.scores >= self._person_threshold,

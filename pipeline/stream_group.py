@@ -1,0 +1,194 @@
+"""Several sources as one: their frames share the model's calls, and one slow or broken source stops no other.
+
+Each source is read on a thread of its own into a short queue of its own. The pipeline takes the queues in turn, so that
+a fast source cannot crowd out a slow one. A live source's queue holds its newest frame; a file's blocks.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from pipeline.errors import SourceError
+from pipeline.messages import Frame
+from pipeline.protocols import Source
+
+log = logging.getLogger(__name__)
+
+JOIN_S = 10.0  # a source that was asked to stop; a silent camera is left to its own time limit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamStats:
+    """One source of a group so far.
+
+    Attributes:
+        name: of the source.
+        frames: read from it.
+        dropped: replaced by newer ones before the pipeline took them; 0 for files.
+        error: why it ended early; None while it runs, or ended as it should.
+        ended: it gives no more frames.
+    """
+
+    name: str
+    frames: int
+    dropped: int
+    error: str | None
+    ended: bool
+
+
+class _Member:
+    """A source and its queue; guarded by the group's condition."""
+
+    def __init__(self, source: Source, capacity: int) -> None:
+        self.source = source
+        self.capacity = 1 if source.live else capacity
+        self.frames: deque[Frame] = deque()
+        self.read = self.dropped = 0
+        self.error: SourceError | None = None
+        self.ended = False
+
+
+class StreamGroup:
+    """See the module. The pipeline takes it for a file: what is old is dropped here, per stream, not in its channels."""
+
+    live = False
+    still_images = False
+
+    def __init__(self, sources: Sequence[Source], *, capacity: int = 2) -> None:
+        """Take sources that are open; the n-th gives the frames with ``stream == n``.
+
+        Args:
+            sources: at least one.
+            capacity: frames of a file that may wait.
+        """
+        if not sources:
+            raise ValueError("a group needs at least one source")
+        self._members = [_Member(source, capacity) for source in sources]
+        self._condition = threading.Condition()
+        self._stopped = False
+        self._threads: list[threading.Thread] = []
+        self.name = ", ".join(source.name for source in sources)
+        totals = [source.frame_total for source in sources]
+        self.frame_total = None if None in totals else sum(total for total in totals if total is not None)
+
+    @property
+    def frames_lost(self) -> int:
+        return sum(member.source.frames_lost for member in self._members)
+
+    @property
+    def frames_dropped(self) -> int:
+        """Of all live sources together."""
+        with self._condition:
+            return sum(member.dropped for member in self._members)
+
+    def stats(self) -> list[StreamStats]:
+        """A consistent snapshot, in the order of the sources."""
+        with self._condition:
+            return [
+                StreamStats(
+                    name=member.source.name,
+                    frames=member.read,
+                    dropped=member.dropped,
+                    error=None if member.error is None else str(member.error),
+                    ended=member.ended,
+                )
+                for member in self._members
+            ]
+
+    def frames(self) -> Iterator[Frame]:
+        """Frames of all sources in turn, until all have ended.
+
+        Raises:
+            SourceError: every source ended with an error; the first of them, the others are its notes.
+        """
+        self._start()
+        position = 0
+        while (found := self._next(position)) is not None:
+            position, frame = found
+            yield frame
+        if self._stopped:
+            return
+        errors = [member.error for member in self._members if member.error is not None]
+        if len(errors) == len(self._members):
+            first = errors[0]
+            for other in errors[1:]:
+                first.add_note(f"and: {other}")
+            raise first
+
+    def _next(self, position: int) -> tuple[int, Frame] | None:
+        """Where to go on, and a frame of the first source from ``position`` on that has one. None at the end."""
+        count = len(self._members)
+        with self._condition:
+            while not self._stopped:
+                for n in (*range(position, count), *range(position)):
+                    if self._members[n].frames:
+                        frame = self._members[n].frames.popleft()
+                        self._condition.notify_all()
+                        return (n + 1) % count, frame
+                if all(member.ended for member in self._members):
+                    return None
+                self._condition.wait()
+        return None
+
+    def _start(self) -> None:
+        for n, member in enumerate(self._members):
+            name = f"stream {n} of {member.source.name}"
+            thread = threading.Thread(target=self._read, args=(n, member), name=name, daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def _read(self, stream: int, member: _Member) -> None:
+        """One source's thread: whatever happens to it ends this source and no other."""
+        try:
+            for frame in member.source.frames():
+                self._put(member, replace(frame, stream=stream))
+                if self._stopped:
+                    break
+        except Exception as error:
+            said = error if isinstance(error, SourceError) else SourceError(f"{member.source.name}: {error}")
+            if said is not error:
+                said.__cause__ = error
+            log.warning("stream %d ended: %s", stream, said)
+            with self._condition:
+                member.error = said
+        finally:
+            member.source.close()
+            with self._condition:
+                member.ended = True
+                self._condition.notify_all()
+
+    def _put(self, member: _Member, frame: Frame) -> None:
+        with self._condition:
+            member.read += 1
+            if member.source.live:
+                while len(member.frames) >= member.capacity:
+                    member.frames.popleft()
+                    member.dropped += 1
+            else:
+                self._condition.wait_for(lambda: len(member.frames) < member.capacity or self._stopped)
+            if not self._stopped:
+                member.frames.append(frame)
+                self._condition.notify_all()
+
+    def stop(self) -> None:
+        with self._condition:
+            self._stopped = True
+            self._condition.notify_all()
+        for member in self._members:
+            member.source.stop()
+
+    def close(self) -> None:
+        self.stop()
+        deadline = time.monotonic() + JOIN_S
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.is_alive():
+                log.warning("%s did not stop yet; it ends with its own time limit", thread.name)
+        if not self._threads:  # never started: nobody else closes them
+            for member in self._members:
+                member.source.close()
