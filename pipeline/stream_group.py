@@ -54,7 +54,7 @@ class _Member:
 
 
 class StreamGroup:
-    """See the module. The pipeline takes it for a file: what is old is dropped here, per stream, not in its channels."""
+    """See the module. To the pipeline it is a file: what is old is dropped here, per stream, not in its channels."""
 
     live = False
     still_images = False
