@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from training.model import LiveNetwork, ModelSettings
-from training.settings import TrainSettings, changed_settings
+from training.families import Network, new_network_of
+from training.model_settings import model_settings_from_json
+from training.settings import TrainSettings, changed_settings, with_changes
 
 
 class CheckpointError(RuntimeError):
@@ -38,8 +40,8 @@ def save_checkpoint(
     folder: Path,
     *,
     step: int,
-    network: LiveNetwork,
-    ema: LiveNetwork,
+    network: Network,
+    ema: Network,
     optimiser: torch.optim.Optimizer,
     state: dict[str, Any],
     keep: int = 2,
@@ -98,11 +100,25 @@ def require_same_settings(path: Path, settings: TrainSettings) -> None:
         )
 
 
-def load_weights(path: Path, *, average: bool = True) -> LiveNetwork:
-    """The network of a checkpoint with its moving average (default) or raw weights, in eval mode."""
-    content = dict(read_state(path)["settings"]["model"])
-    content["seg_dilations"] = tuple(content["seg_dilations"])
-    network = LiveNetwork(ModelSettings(**content))
+def load_weights(path: Path, *, average: bool = True, changes: Sequence[str] = ()) -> Network:
+    """The network of a checkpoint, in eval mode.
+
+    Args:
+        path: a step-N folder.
+        average: its moving average; False: the raw weights.
+        changes: other model settings than it was trained with, such as ``model.align.box=joints``; see
+            `training.settings.with_changes`.
+
+    Raises:
+        CheckpointError: it cannot be read, or its weights do not fit the settings.
+    """
+    try:
+        settings = with_changes({"model": read_state(path)["settings"]["model"]}, changes)
+        if set(settings) != {"model"}:
+            raise ValueError(f"only settings of the model can change here, got {', '.join(changes)}")
+        network = new_network_of(model_settings_from_json(settings["model"]))
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{path}: state.json does not describe a network of this version: {error}") from error
     try:
         network.load_state_dict(load_file(str(path / ("ema.safetensors" if average else "weights.safetensors"))))
     except (SafetensorError, RuntimeError, OSError) as error:
@@ -110,7 +126,7 @@ def load_weights(path: Path, *, average: bool = True) -> LiveNetwork:
     return network.eval()
 
 
-def restore(path: Path, *, network: LiveNetwork, ema: LiveNetwork, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+def restore(path: Path, *, network: Network, ema: Network, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
     """Put a run back exactly where the checkpoint left it; returns its state.
 
     Raises:

@@ -25,6 +25,7 @@ from pycocotools import mask as coco_mask
 
 from kernels.coordinates import F32, F64, U8, transform_points
 from kernels.skeleton import FLIPPED_JOINTS
+from kernels.square_letterbox import plan_square_letterbox, square_letterbox
 from training.settings import SourceSettings, TrainSettings
 
 JOINTS = 17
@@ -154,6 +155,16 @@ def decode_mask(segmentation: Any, height: int, width: int) -> U8:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class PhotoMasks:
+    """The masks of a scene's people as they are stored with its photograph, to be decoded when somebody is learned."""
+
+    segmentations: tuple[Any, ...]  # COCO polygons or RLE, one for each person of the scene
+    height: int  # of the photograph, px
+    width: int
+    canvas_from_photo: F64  # (2, 3)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Scene:
     """A picture to learn from, with exact knowledge of who is visible where."""
 
@@ -164,6 +175,8 @@ class Scene:
     complete: bool  # every person is listed or in `unlabelled`: the rest is true background for keypoints
     max_iou: F32  # (N,) greatest box IoU with another listed person, of masks as far as visible, of boxes as in view
     unlabelled: U8 | None = None  # (H, W) 1 where people are of whom no joints are taught; None: nowhere
+    boxes: F64 | None = None  # (N, 4) annotated xyxy, px edges of this picture; None: not kept
+    photo_masks: PhotoMasks | None = None  # everybody's whole mask; None: `labels` is all that is known
 
 
 def box_iou(boxes: F64) -> F64:
@@ -276,6 +289,60 @@ def photo_scene(rng: Generator, folder: CocoFolder, photo: Photo, backdrop: U8, 
     )
 
 
+def is_taught(person: Person) -> bool:
+    """Whether the paper's training set has the person: joints and a mask, no crowd, nothing degenerate.
+
+    Degenerate: a box of at most 1 px, or polygons of which none has six numbers.
+    """
+    if not person.has_keypoints or person.segmentation is None or person.crowd or person.ignore:
+        return False
+    if isinstance(person.segmentation, list) and not any(len(polygon) >= 6 for polygon in person.segmentation):
+        return False
+    return bool((person.box[2:] - person.box[:2]).min() > 1)
+
+
+def letterbox_scene(folder: CocoFolder, photo: Photo, side: int) -> Scene:
+    """A whole photograph, upright and centred in a square, with everybody whom the paper's training set has.
+
+    `Scene.labels` shows masks that cover each other with the later person in front; `Scene.photo_masks` keeps them
+    whole.
+
+    Args:
+        folder: where the picture is read.
+        photo: the picture and its people.
+        side: of the square, px.
+
+    Raises:
+        DataError: the picture cannot be read.
+    """
+    plan = plan_square_letterbox(photo.height, photo.width, side=side)
+    matrix = plan.input_from_frame.astype(np.float64)
+    shown = [person for person in photo.people if is_taught(person)][:MAX_PEOPLE]
+    labels = np.zeros((side, side), np.uint8)
+    for number, person in enumerate(shown, 1):
+        labels[_moved_mask(person.segmentation, photo, matrix, side, side)] = number
+    keypoints = np.stack([p.keypoints for p in shown]) if shown else np.zeros((0, JOINTS, 3), np.float32)
+    moved = keypoints.copy()
+    moved[..., :2] = transform_points(matrix, keypoints[..., :2])
+    moved[keypoints[..., 2] <= 0] = 0
+    corners = np.stack([_moved_corners(p.box, matrix) for p in shown]) + 0.5 if shown else np.zeros((0, 4, 2))
+    return Scene(
+        image=square_letterbox(folder.image(photo), plan),
+        labels=labels,
+        keypoints=moved,
+        has_mask=np.ones(len(shown), np.uint8),
+        complete=False,
+        max_iou=greatest_iou(np.array([p.box for p in shown])),
+        boxes=np.concatenate((corners.min(1), corners.max(1)), axis=1),
+        photo_masks=PhotoMasks(
+            segmentations=tuple(p.segmentation for p in shown),
+            height=photo.height,
+            width=photo.width,
+            canvas_from_photo=matrix,
+        ),
+    )
+
+
 def _moved_mask(segmentation: Any, photo: Photo, canvas_from_photo: F64, height: int, width: int) -> NDArray[np.bool_]:
     mask = decode_mask(segmentation, photo.height, photo.width)
     moved: NDArray[np.bool_] = (
@@ -340,7 +407,9 @@ class SceneDataset(torch.utils.data.Dataset[Scene]):
                 p
                 for p in folder.photos
                 if not is_held_out(p.image_id, source.holdout_every)
-                and any(q.has_keypoints and not q.ignore for q in p.people)
+                and any(
+                    is_taught(q) if settings.view == "letterbox" else q.has_keypoints and not q.ignore for q in p.people
+                )
             ]
             if source.photo_weight > 0:
                 if not photos:
@@ -356,6 +425,8 @@ class SceneDataset(torch.utils.data.Dataset[Scene]):
         if not weights.sum() > 0:
             raise DataError("no samples: set compose_weight or the photo_weight of a source above 0")
         self.share = weights / weights.sum()
+        self.photos = [(source, photo) for source in self.sources for photo in source.photos]
+        self._shuffled: tuple[int, NDArray[np.int64]] = (-1, np.zeros(0, np.int64))  # epoch and its order
 
     def __len__(self) -> int:
         return self.settings.steps * self.settings.batch_size * max(1, int(os.environ.get("WORLD_SIZE", "1")))
@@ -366,19 +437,35 @@ class SceneDataset(torch.utils.data.Dataset[Scene]):
 
         rng = np.random.default_rng((self.settings.seed, index))
         height, width = self.settings.canvas
-        choice = int(rng.choice(len(self.share), p=self.share))
-        if choice == 0:
+        choice = 0
+        if self.settings.order == "drawn":
+            choice = int(rng.choice(len(self.share), p=self.share))
+        if self.settings.order == "drawn" and choice == 0:
             scene = compose_scene(rng, self.cutouts, height, width)
         else:
-            source = self.sources[choice - 1]
-            photo = source.photos[rng.integers(len(source.photos))]
-            backdrop = (
-                self.cutouts.background(rng, height, width)
-                if rng.random() < 0.6
-                else np.zeros((height, width, 3), np.uint8)
-            )
-            scene = photo_scene(rng, source.folder, photo, backdrop, complete=source.complete)
-        return replace(scene, image=photometric(rng, scene.image))
+            if self.settings.order == "epochs":
+                source, photo = self.photos[self._place_in_epoch(index)]
+            else:
+                source = self.sources[choice - 1]
+                photo = source.photos[rng.integers(len(source.photos))]
+            if self.settings.view == "letterbox":
+                scene = letterbox_scene(source.folder, photo, height)
+            else:
+                backdrop = (
+                    self.cutouts.background(rng, height, width)
+                    if rng.random() < 0.6
+                    else np.zeros((height, width, 3), np.uint8)
+                )
+                scene = photo_scene(rng, source.folder, photo, backdrop, complete=source.complete)
+        return replace(scene, image=photometric(rng, scene.image)) if self.settings.photometric else scene
+
+    def _place_in_epoch(self, index: int) -> int:
+        """Which photograph sample ``index`` is: each epoch goes through all of them in a shuffled order of its own."""
+        epoch, place = divmod(index, len(self.photos))
+        if self._shuffled[0] != epoch:
+            order = np.random.default_rng((self.settings.seed, 2, epoch)).permutation(len(self.photos))
+            self._shuffled = (epoch, order)
+        return int(self._shuffled[1][place])
 
     def __getitem__(self, index: int) -> Scene:
         return self.scene(index)

@@ -1,11 +1,11 @@
 """Accuracy of an artifact on annotated pictures, with pycocotools.
 
-    python -m training.evaluate --annotations F.json --images DIR [--model DIR] --poses gt|engine|FILE.json [--json OUT]
-    [--sheet OUT.png]
+    python -m training.evaluate --annotations F.json --images DIR [--model DIR | --checkpoint RUN/step-N]
+    --poses gt|engine|FILE.json [--json OUT] [--sheet OUT.png]
 
 Poses come from the annotations (`gt`: what the mask part can do), from the artifact's keypoint graph (`engine`: end to
-end) or from a file of COCO keypoint results. `--masks limbs` replaces the SegModule by the trivial baseline, a thick
-drawing of the skeleton.
+end; a model of the family `paper` finds none) or from a file of COCO keypoint results. `--masks limbs` replaces the
+SegModule by the trivial baseline, a thick drawing of the skeleton.
 
 Protocol. Keypoint AP is COCO's: people without labelled joints are ignored. Mask AP follows COCOPersons (the paper's
 set): the true people are those with both keypoints and a mask; people without keypoints are absent, so a correct mask
@@ -34,18 +34,22 @@ from pycocotools.cocoeval import COCOeval
 from rich.progress import track
 
 from engines import ArtifactError, Engine, EngineError, EngineOptions, default_artifact, load_artifact, open_graph
-from kernels.coordinates import F32, U8
+from kernels.coordinates import F32, F64, U8
 from kernels.letterbox import Letterbox, letterbox, plan_letterbox
 from kernels.mask_paste import encode_rle, paste_masks
 from kernels.pose_decoding import DecodeParameters, decode_people
-from kernels.pose_fit import fit_poses, whole_frame_roi
+from kernels.pose_fit import whole_frame_roi
 from kernels.roi_inputs import segment_feeds
 from kernels.skeleton import LIMBS
+from kernels.square_letterbox import SquareLetterbox, plan_square_letterbox, square_letterbox, whole_input_roi
 from training.dataset import CocoFolder, DataError, Photo, decode_mask, is_held_out
+from training.model_settings import AlignSettings
+from training.settings import SCORES
+from training.windows import roi_from_people
 
 EVALUATED_PERSON_SCORE = 0.02  # weaker people change AP by less than their noise, and cost time
-SCORES = ("one", "pose", "mask", "pose*mask")
 WORST_CASES = 16
+LONG_SIDE = 512  # px: of checkpoints, which have no manifest to say it
 MEDIUM_AREA_PX = (32**2, 96**2)  # COCO's medium people; larger ones are large
 
 
@@ -53,13 +57,15 @@ MEDIUM_AREA_PX = (32**2, 96**2)  # COCO's medium people; larger ones are large
 class Model:
     """Two engines and what the manifest says about them."""
 
-    keypoints: Engine
+    keypoints: Engine | None = None  # of the family `live`
+    features: Engine | None = None  # of the family `paper`
     segment: Engine
     templates: F32
     feature_from_input: F32
     roi_size: int
     joint_threshold: float
     decode: DecodeParameters = field(default_factory=DecodeParameters)
+    align: AlignSettings = field(default_factory=AlignSettings)  # of networks that are evaluated before their export
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -69,6 +75,7 @@ class FoundPeople:
     keypoints: F32  # (N, 17, 3) x, y, confidence (or v for true poses)
     visibility: NDArray[np.float32]  # (N, 17) 0, 1, 2
     scores: F32  # (N,)
+    boxes: F64 | None = None  # (N, 4) annotated xyxy, px edges; None where nobody annotated them
 
 
 def open_model(folder: Path, *, engine: str = "auto", threads: int | None = None) -> tuple[Model, int]:
@@ -79,8 +86,9 @@ def open_model(folder: Path, *, engine: str = "auto", threads: int | None = None
     except (TypeError, ValueError) as error:
         raise ArtifactError(f"{folder}: decode parameters are not those of this version: {error}") from error
     options = EngineOptions(threads=threads)
+    of_picture = artifact.graphs[0]
     model = Model(
-        keypoints=open_graph(artifact, "keypoints", engine=engine, options=options),
+        **{of_picture: open_graph(artifact, of_picture, engine=engine, options=options)},
         segment=open_graph(artifact, "segment", engine=engine, options=options),
         templates=artifact.templates,
         feature_from_input=artifact.feature_from_input,
@@ -91,8 +99,34 @@ def open_model(folder: Path, *, engine: str = "auto", threads: int | None = None
     return model, artifact.long_side
 
 
-def find_people(model: Model, image: U8, plan: Letterbox) -> tuple[FoundPeople, F32]:
-    """Run the keypoint graph on one picture; also returns the features for `segment_people`."""
+Plan = Letterbox | SquareLetterbox
+
+
+def picture_plan(model: Model, height: int, width: int, long_side: int) -> Plan:
+    """How a picture becomes the model's input: each family as it was trained."""
+    if model.features is not None:
+        return plan_square_letterbox(height, width, side=long_side)
+    return plan_letterbox(height, width, long_side=long_side)
+
+
+def picture_features(model: Model, image: U8, plan: SquareLetterbox) -> F32:
+    """(1, C, h, w) of a model that finds no people."""
+    if model.features is None:
+        raise ValueError("this model's features come with the people it finds")
+    features: F32 = model.features.run({"image": square_letterbox(image, plan)[None]})["features"]
+    return features
+
+
+def find_people(model: Model, image: U8, plan: Plan) -> tuple[FoundPeople, F32]:
+    """Run the keypoint graph on one picture; also returns the features for `segment_people`.
+
+    Raises:
+        DataError: the model has none.
+    """
+    if model.keypoints is None or not isinstance(plan, Letterbox):
+        raise DataError(
+            "a model of the family paper finds no people: give --poses gt, or a file of COCO keypoint results"
+        )
     outputs = model.keypoints.run({"image": letterbox(image, plan)[None]})
     keypoints, scores = decode_people(
         outputs["person_scores"][0],
@@ -108,12 +142,16 @@ def find_people(model: Model, image: U8, plan: Letterbox) -> tuple[FoundPeople, 
     return FoundPeople(keypoints=keypoints, visibility=visibility, scores=scores), outputs["features"]
 
 
-def segment_people(model: Model, features: F32, plan: Letterbox, people: FoundPeople) -> tuple[F32, F32, F32]:
+def segment_people(model: Model, features: F32, plan: Plan, people: FoundPeople) -> tuple[F32, F32, F32]:
     """Probabilities (N, S, S), mask scores (N,) and roi_from_frame (N, 2, 3) of the given poses."""
     poses = people.keypoints.copy()
     poses[..., 2] = people.visibility
-    fallback = whole_frame_roi(plan.frame_height, plan.frame_width, model.roi_size)
-    roi_from_frame = fit_poses(poses, model.templates, fallback, roi_size=model.roi_size).roi_from_frame
+    if isinstance(plan, SquareLetterbox):
+        fallback = whole_input_roi(plan, model.roi_size)
+    else:
+        fallback = whole_frame_roi(plan.frame_height, plan.frame_width, model.roi_size)
+    matrices = roi_from_people(poses, people.boxes, fallback, model.templates, model.align, model.roi_size)
+    roi_from_frame = matrices.astype(np.float32)
     feeds = segment_feeds(
         people.keypoints, people.visibility, roi_from_frame, plan.input_from_frame, model.feature_from_input
     )
@@ -155,7 +193,10 @@ def poses_from_annotations(photo: Photo) -> FoundPeople:
     people = [photo.people[i] for i in true_people(photo)]
     keypoints = np.stack([p.keypoints for p in people]) if people else np.zeros((0, 17, 3), np.float32)
     return FoundPeople(
-        keypoints=keypoints, visibility=keypoints[..., 2].copy(), scores=np.ones(len(people), np.float32)
+        keypoints=keypoints,
+        visibility=keypoints[..., 2].copy(),
+        scores=np.ones(len(people), np.float32),
+        boxes=np.stack([p.box for p in people]) if people else np.zeros((0, 4)),
     )
 
 
@@ -269,7 +310,7 @@ def evaluate_photo(
     model: Model,
     image: U8,
     photo: Photo,
-    plan: Letterbox,
+    plan: Plan,
     poses: FoundPeople | None,
     out: Evaluation,
     *,
@@ -277,9 +318,11 @@ def evaluate_photo(
     score: str,
 ) -> None:
     """Run one picture; ``poses`` None takes the keypoint graph's own."""
-    needs_features = masks == "engine" or poses is None
     features: F32 = np.zeros((1, 1, 1, 1), np.float32)
-    if needs_features:
+    if isinstance(plan, SquareLetterbox) and poses is not None:
+        if masks == "engine" and len(poses.scores):
+            features = picture_features(model, image, plan)
+    elif masks == "engine" or poses is None:
         own, features = find_people(model, image, plan)
         poses = own if poses is None else poses
     assert poses is not None
@@ -406,7 +449,7 @@ def evaluate(
         scores=np.zeros(0, np.float32),
     )
     for photo in steps:
-        plan = plan_letterbox(photo.height, photo.width, long_side=long_side)
+        plan = picture_plan(model, photo.height, photo.width, long_side)
         given: FoundPeople | None = None
         if poses == "gt":
             given = poses_from_annotations(photo)
@@ -427,6 +470,7 @@ def validate(network: Any, settings: Any) -> dict[str, float | None]:
     from training.torch_engine import network_model
 
     model = network_model(network)
+    score = None if settings.eval.score == "auto" else settings.eval.score
     figures: dict[str, float | None] = {}
     for source in settings.sources:
         if not source.holdout_every or source.photo_weight + source.cutout_weight <= 0:
@@ -435,14 +479,36 @@ def validate(network: Any, settings: Any) -> dict[str, float | None]:
         photos = [p for p in folder.photos if is_held_out(p.image_id, source.holdout_every) and true_people(p)]
         if photos:
             name = Path(source.annotations).parent.name
-            result, _ = evaluate(folder, model, long_side=512, poses="gt", photos=photos)
+            result, _ = evaluate(folder, model, long_side=LONG_SIDE, poses="gt", score=score, photos=photos)
             figures[f"{name} mean IoU"] = result["mean_iou"]
             if source.complete:
                 figures[f"{name} mask AP"] = result["mask"]["AP"]
-                own, _ = evaluate(folder, model, long_side=512, poses="engine", photos=photos)
+            if source.complete and model.keypoints is not None:
+                own, _ = evaluate(folder, model, long_side=LONG_SIDE, poses="engine", score=score, photos=photos)
                 figures[f"{name} end-to-end AP"] = own["mask"]["AP"]
                 figures[f"{name} keypoint AP"] = own["keypoints"]["AP"]
     return figures
+
+
+def checkpoint_model(path: Path, changes: list[str], threads: int | None) -> tuple[Model, int]:
+    """A checkpoint's moving average run by PyTorch, and the long side to measure it at.
+
+    Raises:
+        DataError: it cannot be read, or does not fit the changed settings.
+    """
+    import torch
+
+    from training.checkpoint import CheckpointError, load_weights
+    from training.torch_engine import network_model
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        network = load_weights(path, changes=changes)
+    except CheckpointError as error:
+        raise DataError(str(error)) from error
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return network_model(network.to(device)), LONG_SIDE
 
 
 def report(figures: Mapping[str, Any]) -> str:
@@ -469,6 +535,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--model", type=Path, default=default_artifact(), help="artifact folder; default: the one that is installed"
     )
+    parser.add_argument("--checkpoint", type=Path, help="a step-N folder of a run, in place of an exported model")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="evaluate the checkpoint with another model setting, such as model.align.box=joints; may be given again",
+    )
     parser.add_argument("--engine", default="auto", help="as in run_stream.py")
     parser.add_argument("--threads", type=int, help="cores one call may use")
     parser.add_argument("--poses", default="engine", help="gt, engine, or a file of COCO keypoint results")
@@ -484,7 +558,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--sheet", type=Path, help="write a picture of the worst cases here")
     options = parser.parse_args(arguments)
     try:
-        model, long_side = open_model(options.model, engine=options.engine, threads=options.threads)
+        if options.checkpoint is not None:
+            model, long_side = checkpoint_model(options.checkpoint, options.set, options.threads)
+        elif options.set:
+            raise ValueError("--set changes a checkpoint, not an exported model: give --checkpoint")
+        else:
+            model, long_side = open_model(options.model, engine=options.engine, threads=options.threads)
         folder = CocoFolder(options.annotations, options.images)
         figures, out = evaluate(
             folder,

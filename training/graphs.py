@@ -1,4 +1,4 @@
-"""The two serving graphs around the live network, exactly as they are exported: uint8 picture in, people's candidates
+"""The serving graphs around a network, exactly as they are exported: uint8 picture in, people's candidates
 out; ROIs in, masks out.
 
 Normalisation, peak finding and top-k are inside, so that serving needs nothing but arrays.
@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from training.families import Network
 from training.model import JOINTS, STRIDE, LiveNetwork
+from training.paper_model import PaperNetwork
 
 PEOPLE = 32  # rows of candidates for people
 CANDIDATES = 32  # rows of candidates per joint
@@ -90,10 +92,21 @@ class KeypointGraph(nn.Module):
         return (*people_candidates(maps), maps["features"])
 
 
+class FeaturesGraph(nn.Module):
+    """image [B, H, W, 3] uint8 RGB -> features [B, C, H/4, W/4], of the family `paper`."""
+
+    def __init__(self, network: PaperNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.network.features(image.permute(0, 3, 1, 2).to(torch.float32))
+
+
 class SegmentGraph(nn.Module):
     """features, feature_from_roi, roi_image, roi_keypoints -> probabilities [N, S, S], scores [N]."""
 
-    def __init__(self, network: LiveNetwork) -> None:
+    def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
 

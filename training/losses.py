@@ -21,13 +21,18 @@ CENTRE_SIGMA_CELLS = 1.5
 INCOMPLETE_WEIGHT = 0.1  # weight of empty regions in pictures where not everybody is labelled
 
 
-def mask_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy plus half a soft Dice loss; logits and targets (N, S, S), mean over people."""
+def mask_loss(logits: Tensor, targets: Tensor, *, dice_weight: float = 0.5) -> Tensor:
+    """Cross-entropy plus a share of a soft Dice loss; logits and targets (N, S, S), mean over people.
+
+    Without Dice it is the paper's loss: the logit is the difference of its two classes' logits.
+    """
     entropy = F.binary_cross_entropy_with_logits(logits, targets)
+    if dice_weight == 0:
+        return entropy
     p = logits.sigmoid().flatten(1)
     t = targets.flatten(1)
     dice = 1 - (2 * (p * t).sum(1) + 1) / (p.sum(1) + t.sum(1) + 1)
-    return entropy + 0.5 * dice.mean()
+    return entropy + dice_weight * dice.mean()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,18 +15,14 @@ weights expect. Every grid of stride s follows the half-pixel rule: feature inde
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kernels.affine_align.torch_op import affine_align
-from kernels.torch_skeleton import skeleton_features
+from training.model_settings import ModelSettings
+from training.windows import seg_channels, seg_inputs
 
 STRIDE = 4
 JOINTS = 17
-SKELETON_CHANNELS = 55
 FEATURE_FROM_INPUT = ((0.25, 0.0, -0.375), (0.0, 0.25, -0.375))
 
 STEM_CHANNELS = 48
@@ -201,16 +197,15 @@ class ResidualUnit(nn.Module):
 
 
 class SegModule(nn.Module):
-    """Aligned features and skeleton [N, C + 55, S, S] -> mask logits [N, S, S].
+    """Aligned features and skeleton [N, inputs, S, S] -> mask logits [N, S, S].
 
     The paper's SegModule (section 3.4) at narrow width: a stride-2 stem, residual units, and a decoder back to S x S.
     The units are dilated so that few of them see the whole window; the decoder adds a stride-1 view of the features for
     fine edges.
     """
 
-    def __init__(self, features: int, width: int, dilations: tuple[int, ...]):
+    def __init__(self, inputs: int, width: int, dilations: tuple[int, ...]):
         super().__init__()
-        inputs = features + SKELETON_CHANNELS
         self.stem = ConvNormAct(inputs, width, 3, stride=2)
         self.units = nn.Sequential(*(ResidualUnit(width, dilation) for dilation in dilations))
         self.fine_channels = 16
@@ -227,19 +222,11 @@ class SegModule(nn.Module):
         return self.out(coarse + self.detail(aligned)).squeeze(1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelSettings:
-    """Widths of the network; stored in every checkpoint."""
-
-    family: str = "live"
-    feature_channels: int = 48
-    seg_width: int = 48
-    seg_dilations: tuple[int, ...] = (1, 2, 4, 1, 2, 4)
-    roi_size: int = 64
-
-
 class LiveNetwork(nn.Module):
     """Keypoints and masks from one backbone pass. See the module docstring for the dataflow."""
+
+    feature_from_input = FEATURE_FROM_INPUT
+    finds_people = True
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
@@ -250,7 +237,7 @@ class LiveNetwork(nn.Module):
         self.top_down = TopDown()
         self.keypoint_heads = KeypointHeads()
         self.mask_laterals = MaskLaterals(settings.feature_channels)
-        self.seg_module = SegModule(settings.feature_channels, settings.seg_width, tuple(settings.seg_dilations))
+        self.seg_module = SegModule(seg_channels(settings), settings.seg_width, tuple(settings.seg_dilations))
 
     def trunk(self, image: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """[B, 3, H, W] (uint8 or float, RGB 0..255) -> backbone levels by name, and the map the keypoint heads read."""
@@ -269,7 +256,7 @@ class LiveNetwork(nn.Module):
 
     def segment(self, features: Tensor, feature_from_roi: Tensor, roi_image: Tensor, roi_keypoints: Tensor) -> Tensor:
         """Mask logits [N, S, S]; arguments as in the segment graph."""
-        size = self.settings.roi_size
-        aligned = affine_align(features, feature_from_roi, roi_image, size)
-        skeleton = skeleton_features(roi_keypoints.to(aligned.dtype), size)
-        return self.seg_module(torch.cat((aligned, skeleton), dim=1))
+        logits: Tensor = self.seg_module(
+            seg_inputs(self.settings, features, feature_from_roi, roi_image, roi_keypoints)
+        )
+        return logits

@@ -8,20 +8,24 @@ import cv2
 import numpy as np
 import torch
 from numpy.random import Generator
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from kernels.coordinates import F32, F64, compose, invert, transform_points
-from kernels.pose_fit import fit_poses, whole_frame_roi
+from kernels.pose_fit import whole_frame_roi
 from training.augment import jitter_pose, roi_augmentation
-from training.dataset import Scene
+from training.dataset import Scene, decode_mask, visible_box
 from training.model import FEATURE_FROM_INPUT
+from training.model_settings import AlignSettings
+from training.windows import roi_from_people
 
+PLAIN_ALIGN = AlignSettings()
 OKS_SIGMAS = np.array([26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89]) / 1000.0  # COCO
 
 
 @dataclass(frozen=True, kw_only=True)
 class RoiBatch:
-    """N people of a batch of scenes, ready for `LiveNetwork.segment`."""
+    """N people of a batch of scenes, ready for a network's `segment`."""
 
     feature_from_roi: Tensor  # (N, 2, 3) float32
     roi_image: Tensor  # (N,) int32
@@ -50,11 +54,23 @@ def oks(truth: F32, found: F32) -> F64:
     return result
 
 
-def roi_from_poses(poses: F32, templates: F32, height: int, width: int, size: int) -> F64:
-    """(N, 17, 3) poses in input px to (N, 2, 3) roi_from_input, with the whole picture where no template fits."""
-    return fit_poses(poses, templates, whole_frame_roi(height, width, size), roi_size=size).roi_from_frame.astype(
-        np.float64
-    )
+def target_mask(scene: Scene, person: int, roi_from_input: F64, size: int) -> NDArray[np.bool_]:
+    """(size, size) where a person is seen through a window: bilinear, at least one half.
+
+    Out of the photograph's own mask where the scene keeps it, so that it is sampled once only; else out of the labels.
+    """
+    if scene.photo_masks is None:
+        mask, matrix = (scene.labels == person + 1).astype(np.uint8), roi_from_input
+    else:
+        photo = scene.photo_masks
+        mask = decode_mask(photo.segmentations[person], photo.height, photo.width)
+        matrix = compose(roi_from_input, photo.canvas_from_photo)
+    return cv2.warpAffine(mask * 255, matrix, (size, size), flags=cv2.INTER_LINEAR) > 127
+
+
+def annotated_box(scene: Scene, person: int) -> F64:
+    """(4,) a person's box in px edges of the scene: as annotated where that is known, else around the visible px."""
+    return scene.boxes[person] if scene.boxes is not None else visible_box(scene.labels, person + 1)
 
 
 def build_rois(
@@ -67,6 +83,11 @@ def build_rois(
     max_rois: int,
     predicted_share: float,
     augmented: bool = True,
+    augmented_share: float = 0.85,
+    jitter: bool = True,
+    align: AlignSettings = PLAIN_ALIGN,
+    fallback: F64 | None = None,
+    feature_from_input: ArrayLike = FEATURE_FROM_INPUT,
 ) -> RoiBatch | None:
     """Choose people with masks and make their ROIs.
 
@@ -79,6 +100,11 @@ def build_rois(
         max_rois: people at most.
         predicted_share: chance that a person found by the network (OKS > 0.4) is learned from the found pose.
         augmented: False gives true poses and plain windows.
+        augmented_share: share of windows that are turned, scaled and shifted.
+        jitter: true poses get the errors that found ones have.
+        align: how windows are found.
+        fallback: (2, 3) window of a person for whom there is no other; None: the whole picture, px edges on px edges.
+        feature_from_input: (2, 3) of the network.
 
     Returns:
         None when no scene has a person with a mask.
@@ -107,26 +133,27 @@ def build_rois(
             and rng.random() < predicted_share
         ):
             pose = predicted[b][int(similarity.argmax())].copy()
-        elif augmented:
+        elif augmented and jitter:
             pose = jitter_pose(rng, pose)
         poses.append(pose)
     height, width = scenes[0].labels.shape
-    fitted = roi_from_poses(np.stack(poses).astype(np.float32), templates, height, width, size)
+    boxes = np.stack([annotated_box(scenes[b], n) for b, n in people]) if align.mode == "roi" else None
+    if fallback is None:
+        fallback = whole_frame_roi(height, width, size).astype(np.float64)
+    fitted = roi_from_people(np.stack(poses).astype(np.float32), boxes, fallback, templates, align, size)
     for (b, n), roi_from_input in zip(people, fitted, strict=True):
         matrix = (
             compose(roi_augmentation(rng, size), roi_from_input)
-            if augmented and rng.random() < 0.85
+            if augmented and rng.random() < augmented_share
             else roi_from_input
         )
         matrices.append(matrix)
-        visible = (scenes[b].labels == n + 1).astype(np.uint8) * 255
-        flags = cv2.INTER_LINEAR
-        targets.append(cv2.warpAffine(visible, matrix, (size, size), flags=flags) > 127)
+        targets.append(target_mask(scenes[b], int(n), matrix, size))
     stacked = np.stack(matrices)
     keypoints = np.stack(poses).astype(np.float32)
     moved = transform_points(stacked, keypoints[..., :2])
     keypoints[..., :2] = np.where(keypoints[..., 2:] > 0, moved, 0)
-    feature_from_roi = compose(np.array(FEATURE_FROM_INPUT), invert(stacked))
+    feature_from_roi = compose(feature_from_input, invert(stacked))
     return RoiBatch(
         feature_from_roi=torch.from_numpy(feature_from_roi.astype(np.float32)),
         roi_image=torch.tensor([b for b, _ in people], dtype=torch.int32),

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from training.model import ModelSettings
+from training.model_settings import ModelSettings, checked_part, model_settings_from_json, one_of
 
 # Settings that a resumed run may change: its length, where things are, and when it reports.
 MAY_CHANGE = (
     "data",
     "output",
     "init_movenet",
+    "init_resnet",
     "init_checkpoint",
     "steps",
     "workers",
@@ -46,6 +47,26 @@ MASK_PART_LEARNS = {
 }  # parts of the network and their default rates; a recipe names those it changes
 
 
+SCORES = ("one", "pose", "mask", "pose*mask")  # of a mask in an evaluation
+PARTS = {"live": tuple(MASK_PART_LEARNS), "paper": ("backbone", "seg_module")}
+PAPER_DEFAULTS: dict[str, Any] = {  # of recipes whose model is of the family `paper`: it has no keypoint heads
+    "lr_scale": {"backbone": 1.0, "seg_module": 1.0},
+    "relative_rate_parts": (),
+    "keypoint_loss_weight": 0.0,
+    "predicted_pose_share": 0.0,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSettings:
+    """How masks are scored where a run validates itself."""
+
+    score: str = "auto"  # auto: one for true poses, pose*mask for found ones; or one of `SCORES`
+
+    def __post_init__(self) -> None:
+        one_of("eval.score", self.score, ("auto", *SCORES))
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
     """Settings of `python -m training.train`; each field is one flag or one key of the recipe file."""
@@ -57,7 +78,11 @@ class TrainSettings:
     backgrounds: tuple[str, ...] = ()  # folders of pictures without people, relative to `data`
     compose_weight: float = 0.6  # share of samples composed from cut-out people
     canvas: tuple[int, int] = (256, 320)  # height, width of a training picture, multiples of 32
+    view: str = "random"  # random: turned and scaled views; letterbox: whole photographs, centred in a square canvas
+    order: str = "drawn"  # drawn: samples with replacement, by weight; epochs: every photograph once, then again
+    photometric: bool = True  # random exposure, colour, blur, noise and compression
     init_movenet: Path | None = None  # ONNX file the backbone and the keypoint heads start from
+    init_resnet: Path | None = None  # ImageNet weights of ResNet-50 that the paper's backbone starts from
     init_checkpoint: Path | None = None  # checkpoint folder to start from (weights only)
     seed: int = 0
     steps: int = 6000
@@ -79,6 +104,9 @@ class TrainSettings:
     gradient_clip: float = 5.0
     ema: float = 0.998
     mask_loss_weight: float = 3.0
+    dice_weight: float = 0.5  # of the Dice term beside the cross-entropy; the paper has none
+    roi_augmentation_share: float = 0.85  # share of ROIs that are turned, scaled and shifted; the release: all
+    pose_jitter: bool = True  # true poses get the errors of found ones; the paper: never
     keypoint_loss_weight: float = 1.0  # 0 also freezes the keypoint heads and ends distillation
     distill_weight: float = 0.0  # of staying close to the initial weights (`init_movenet`) where people are unlabelled
     predicted_pose_share: float = 0.5  # share of ROIs that use the network's own decoded pose where it finds the person
@@ -87,13 +115,35 @@ class TrainSettings:
     log_every: int = 20
     validate_every: int = 1000
     checkpoint_every: int = 250
+    eval: EvalSettings = field(default_factory=EvalSettings)
 
     def __post_init__(self) -> None:
         if any(side % 32 for side in self.canvas):
             raise ValueError(f"canvas must be multiples of 32, got {self.canvas}")
-        for name, allowed in (("schedule", ("cosine", "paper", "release")), ("optimiser", ("adamw", "adam"))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        one_of("schedule", self.schedule, ("cosine", "paper", "release"))
+        one_of("optimiser", self.optimiser, ("adamw", "adam"))
+        one_of("view", self.view, ("random", "letterbox"))
+        one_of("order", self.order, ("drawn", "epochs"))
+        if self.view == "letterbox" and self.canvas[0] != self.canvas[1]:
+            raise ValueError(f"view letterbox needs a square canvas, got {self.canvas}")
+        composes = self.compose_weight > 0 or any(source.cutout_weight > 0 for source in self.sources)
+        if self.order == "epochs" and composes:
+            raise ValueError("order epochs goes through photographs: set compose_weight and cutout_weight to 0")
+        family = self.model.family
+        if family == "live" and self.init_resnet is not None:
+            raise ValueError("init_resnet belongs to the family paper; the family live has init_movenet")
+        if family == "paper":
+            wanted = {
+                "keypoint_loss_weight": 0,
+                "predicted_pose_share": 0,
+                "distill_weight": 0,
+                "init_movenet": None,
+            }
+            wrong = [f"{name} {value}" for name, value in wanted.items() if getattr(self, name) != value]
+            if wrong:
+                raise ValueError(f"the family paper has no keypoint heads: set {', '.join(wrong)}")
+            if set(self.lr_scale) != set(PARTS[family]):
+                raise ValueError(f"lr_scale must name {', '.join(PARTS[family])}, got {', '.join(self.lr_scale)}")
 
     def rate_scale(self, part: str) -> float:
         """`lr_scale` of a part of the network; the keypoint heads are frozen where no loss would teach them."""
@@ -101,20 +151,6 @@ class TrainSettings:
 
     def to_json(self) -> dict[str, Any]:
         return json.loads(json.dumps(dataclasses.asdict(self), default=str))  # type: ignore[no-any-return]
-
-
-def _part(kind: Any, content: dict[str, Any], what: str) -> Any:
-    """Settings within settings, with the names of unknown and missing keys in the error."""
-    fields = dataclasses.fields(kind)
-    known = {f.name for f in fields}
-    unknown = sorted(set(content) - known)
-    if unknown:
-        raise ValueError(f"unknown settings {', '.join(unknown)} of {what}; known are {', '.join(sorted(known))}")
-    required = (f.name for f in fields if f.default is dataclasses.MISSING)
-    missing = [name for name in required if name not in content]
-    if missing:
-        raise ValueError(f"{what} lacks {', '.join(missing)}")
-    return kind(**content)
 
 
 def settings_from_json(content: dict[str, Any], **overrides: Any) -> TrainSettings:
@@ -128,25 +164,60 @@ def settings_from_json(content: dict[str, Any], **overrides: Any) -> TrainSettin
     unknown = sorted(set(merged) - known)
     if unknown:
         raise ValueError(f"unknown training settings {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-    for name in ("data", "output", "init_movenet", "init_checkpoint"):
+    for name in ("data", "output", "init_movenet", "init_resnet", "init_checkpoint"):
         if merged.get(name) is not None:
             merged[name] = Path(merged[name])
     if isinstance(merged.get("model"), dict):
-        model = dict(merged["model"])
-        model["seg_dilations"] = tuple(model.get("seg_dilations", ModelSettings.seg_dilations))
-        merged["model"] = _part(ModelSettings, model, "the model")
+        merged["model"] = model_settings_from_json(merged["model"])
+    if merged.get("model", ModelSettings()).family == "paper":
+        merged = {**PAPER_DEFAULTS, **merged}
+    if isinstance(merged.get("eval"), dict):
+        merged["eval"] = checked_part(EvalSettings, merged["eval"], "eval")
     if "lr_scale" in merged:
-        foreign = sorted(set(merged["lr_scale"]) - set(MASK_PART_LEARNS))
+        model = merged.get("model", ModelSettings())
+        parts = PARTS[model.family]
+        foreign = sorted(set(merged["lr_scale"]) - set(parts))
         if foreign:
-            raise ValueError(f"lr_scale names {', '.join(foreign)}; parts are {', '.join(MASK_PART_LEARNS)}")
-        merged["lr_scale"] = {**MASK_PART_LEARNS, **merged["lr_scale"]}
+            raise ValueError(f"lr_scale names {', '.join(foreign)}; parts are {', '.join(parts)}")
+        rest = MASK_PART_LEARNS if model.family == "live" else dict.fromkeys(parts, 1.0)
+        merged["lr_scale"] = {**rest, **merged["lr_scale"]}
     merged["sources"] = tuple(
-        s if isinstance(s, SourceSettings) else _part(SourceSettings, s, "a source") for s in merged.get("sources", ())
+        s if isinstance(s, SourceSettings) else checked_part(SourceSettings, s, "a source")
+        for s in merged.get("sources", ())
     )
     for name in ("backgrounds", "canvas", "relative_rate_parts"):
         if name in merged:
             merged[name] = tuple(merged[name])
     return TrainSettings(**merged)
+
+
+def with_changes(content: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
+    """JSON settings with some replaced, as `--set` names them: ``model.align.mode=roi``, ``steps=5``.
+
+    Args:
+        content: of a recipe or checkpoint; not changed.
+        changes: dotted name, equals sign, JSON value; a word needs no quotes.
+
+    Raises:
+        ValueError: no equals sign, or a name that leads through something that holds no settings.
+    """
+    result: dict[str, Any] = json.loads(json.dumps(content))
+    for change in changes:
+        name, sign, text = change.partition("=")
+        if not sign or not name:
+            raise ValueError(f"expected NAME=VALUE such as model.align.mode=roi, got {change!r}")
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = text
+        *path, last = name.split(".")
+        place = result
+        for step in path:
+            place = place.setdefault(step, {})
+            if not isinstance(place, dict):
+                raise ValueError(f"{change!r}: {step} holds a value, not settings")
+        place[last] = value
+    return result
 
 
 def changed_settings(stored: dict[str, Any], given: TrainSettings) -> list[str]:

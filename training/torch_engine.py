@@ -14,10 +14,10 @@ from torch import nn
 
 from engines.artifact import SIGNATURES
 from engines.engine import TensorSpec
-from kernels.pose_fit import PAPER_TEMPLATES, prepare_templates
 from training.evaluate import Model
-from training.graphs import KeypointGraph, SegmentGraph
-from training.model import FEATURE_FROM_INPUT, LiveNetwork
+from training.families import Network
+from training.graphs import FeaturesGraph, KeypointGraph, SegmentGraph
+from training.paper_model import PaperNetwork
 
 JOINT_THRESHOLD = 0.2
 
@@ -37,20 +37,27 @@ class TorchGraph:
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         tensors = [torch.from_numpy(np.ascontiguousarray(feeds[spec.name])).to(self.device) for spec in self.inputs]
         results = self.graph(*tensors)
+        if isinstance(results, torch.Tensor):
+            results = (results,)
         return {spec.name: result.cpu().numpy() for spec, result in zip(self.outputs, results, strict=True)}
 
     def close(self) -> None:
         """Nothing to free."""
 
 
-def network_model(network: LiveNetwork) -> Model:
+def network_model(network: Network) -> Model:
     """A network as `training.evaluate` wants it. The network is put into eval mode."""
     device = next(network.parameters()).device
+    if isinstance(network, PaperNetwork):
+        of_picture = {"features": TorchGraph(FeaturesGraph(network), "features", device)}
+    else:
+        of_picture = {"keypoints": TorchGraph(KeypointGraph(network), "keypoints", device)}
     return Model(
-        keypoints=TorchGraph(KeypointGraph(network), "keypoints", device),
+        **of_picture,
         segment=TorchGraph(SegmentGraph(network), "segment", device),
-        templates=prepare_templates(PAPER_TEMPLATES),
-        feature_from_input=np.array(FEATURE_FROM_INPUT, np.float32),
+        templates=network.settings.templates.prepared(),
+        feature_from_input=np.array(network.feature_from_input, np.float32),
         roi_size=network.settings.roi_size,
         joint_threshold=JOINT_THRESHOLD,
+        align=network.settings.align,
     )

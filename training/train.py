@@ -1,4 +1,4 @@
-"""Train the live network: `python -m training.train --recipe training/live.json --data DATA --output runs/NAME`.
+"""Train a network: `python -m training.train --recipe training/live.json --data DATA --output runs/NAME`.
 
 Resumes by itself from the newest checkpoint in the output folder, exactly: sample i of the run depends on the seed and
 on i alone. On several GPUs: `torchrun --nproc-per-node N -m training.train ...`. A loss that is not finite stops the
@@ -26,7 +26,6 @@ from torch import Tensor, distributed
 
 from kernels.coordinates import F32
 from kernels.pose_decoding import DecodeParameters, decode_people
-from kernels.pose_fit import PAPER_TEMPLATES, prepare_templates
 from training.checkpoint import (
     CheckpointError,
     latest_checkpoint,
@@ -36,12 +35,14 @@ from training.checkpoint import (
     save_checkpoint,
 )
 from training.dataset import DataError, Scene, SceneDataset
+from training.families import Network, new_network_of, whole_input_window
 from training.graphs import people_candidates
 from training.losses import distillation_loss, keypoint_losses, keypoint_targets, mask_loss
 from training.model import LiveNetwork
 from training.movenet_weights import load_movenet
+from training.resnet_weights import load_resnet
 from training.rois import build_rois
-from training.settings import TrainSettings, settings_from_json
+from training.settings import TrainSettings, settings_from_json, with_changes
 
 JOINT_THRESHOLD = 0.15  # a decoded joint below it counts as not found
 
@@ -77,7 +78,7 @@ def learning_rate_factor(settings: TrainSettings, step: int) -> float:
     return warm * 0.1 ** sum(share >= drop for drop in drops)
 
 
-def build_optimiser(network: LiveNetwork, settings: TrainSettings) -> torch.optim.Optimizer:
+def build_optimiser(network: Network, settings: TrainSettings) -> torch.optim.Optimizer:
     """One parameter group per part and decay; frozen parts (scale 0) lose their gradients.
 
     Norms, biases and parts with relative rates do not decay.
@@ -124,14 +125,16 @@ def found_poses(maps: dict[str, Tensor], parameters: DecodeParameters) -> list[F
 class Trainer(torch.nn.Module):
     """One forward pass with all losses; a module so that DistributedDataParallel sees a single call."""
 
-    def __init__(self, network: LiveNetwork, settings: TrainSettings) -> None:
+    def __init__(self, network: Network, settings: TrainSettings) -> None:
         super().__init__()
         self.network, self.settings = network, settings
-        self.templates = prepare_templates(PAPER_TEMPLATES)
+        self.templates = settings.model.templates.prepared()
         self.learns_keypoints = settings.keypoint_loss_weight > 0 and any(
             settings.lr_scale[part] > 0 for part in ("backbone", "top_down", "keypoint_heads")
         )
-        self.trunk_frozen = all(settings.lr_scale[part] == 0 for part in ("backbone", "top_down"))
+        self.trunk_frozen = network.finds_people and all(
+            settings.lr_scale[part] == 0 for part in ("backbone", "top_down")
+        )
         self.decoding = DecodeParameters()
         self.reference: list[LiveNetwork] = []  # in a list: its weights are no part of this module
         if settings.distill_weight > 0 and self.learns_keypoints:
@@ -151,7 +154,7 @@ class Trainer(torch.nn.Module):
         return {**maps, "features": network.mask_laterals(levels, trunk)}
 
     def forward(self, image: Tensor, scenes: list[Scene], rng: np.random.Generator) -> dict[str, Tensor]:
-        settings = self.settings
+        settings, network = self.settings, self.network
         maps = self.maps(image)
         losses: dict[str, Tensor] = {}
         if self.learns_keypoints:
@@ -173,22 +176,29 @@ class Trainer(torch.nn.Module):
             size=settings.model.roi_size,
             max_rois=settings.max_rois,
             predicted_share=settings.predicted_pose_share,
+            augmented_share=settings.roi_augmentation_share,
+            jitter=settings.pose_jitter,
+            align=settings.model.align,
+            fallback=whole_input_window(network, *image.shape[-2:]),
+            feature_from_input=network.feature_from_input,
         )
         if rois is not None:
             rois = rois.to(image.device)
-            logits = self.network.segment(maps["features"], rois.feature_from_roi, rois.roi_image, rois.roi_keypoints)
-            losses["mask"] = settings.mask_loss_weight * mask_loss(logits.float(), rois.targets)
+            logits = network.segment(maps["features"], rois.feature_from_roi, rois.roi_image, rois.roi_keypoints)
+            losses["mask"] = settings.mask_loss_weight * mask_loss(
+                logits.float(), rois.targets, dice_weight=settings.dice_weight
+            )
         else:
             losses["mask"] = 0.0 * maps["features"].sum()
             # Replicas exchange the gradient of every parameter, or all of them wait: zero where nothing was learned.
-            for parameter in self.network.seg_module.parameters():
+            for parameter in network.seg_module.parameters():
                 if parameter.requires_grad:
                     losses["mask"] = losses["mask"] + 0.0 * parameter.sum()
         return losses
 
 
 @torch.no_grad()
-def update_average(average: LiveNetwork, network: LiveNetwork, decay: float, step: int) -> None:
+def update_average(average: Network, network: Network, decay: float, step: int) -> None:
     """Exponential moving average of weights and batch-norm statistics, with a short memory at the start."""
     decay = min(decay, (1 + step) / (10 + step))
     source = network.state_dict()
@@ -199,7 +209,7 @@ def update_average(average: LiveNetwork, network: LiveNetwork, decay: float, ste
             value.copy_(source[name])
 
 
-def set_mode(network: LiveNetwork, settings: TrainSettings) -> None:
+def set_mode(network: Network, settings: TrainSettings) -> None:
     """Training mode for what learns; frozen parts stay as they serve."""
     network.train()
     for part, module in network.named_children():
@@ -207,13 +217,24 @@ def set_mode(network: LiveNetwork, settings: TrainSettings) -> None:
             module.eval()
 
 
-def new_network(settings: TrainSettings) -> LiveNetwork:
+def new_network(settings: TrainSettings) -> Network:
+    """The network a run starts with.
+
+    Raises:
+        ValueError: the initial weights are another network's. CheckpointError: they cannot be read.
+    """
     torch.manual_seed(settings.seed)
-    network = LiveNetwork(settings.model)
+    network = new_network_of(settings.model)
     if settings.init_checkpoint is not None:
-        network.load_state_dict(load_weights(settings.init_checkpoint).state_dict())
+        start = load_weights(settings.init_checkpoint)
+        try:
+            network.load_state_dict(start.state_dict())
+        except RuntimeError as error:
+            raise CheckpointError(f"{settings.init_checkpoint} holds another network: {error}") from error
     elif settings.init_movenet is not None:
         load_movenet(network, settings.init_movenet)
+    elif settings.init_resnet is not None:
+        load_resnet(network.backbone.trunk, settings.init_resnet)
     return network
 
 
@@ -395,12 +416,22 @@ def parse_arguments(arguments: list[str] | None = None) -> TrainSettings:
         "--output", type=Path, required=True, help="folder for checkpoints and plots; resumed if it holds some"
     )
     parser.add_argument("--init-movenet", type=Path, help="ONNX file of MoveNet MultiPose Lightning to start from")
+    parser.add_argument(
+        "--init-resnet", type=Path, help="ImageNet weights of ResNet-50 that the paper's backbone takes"
+    )
     parser.add_argument("--init-checkpoint", type=Path, help="checkpoint folder to start from")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="change any setting of the recipe, such as model.align.mode=roi; may be given again",
+    )
     for name, kind in (("steps", int), ("batch-size", int), ("workers", int), ("seed", int), ("learning-rate", float)):
         parser.add_argument(f"--{name}", type=kind, help="overrides the recipe")
     options = parser.parse_args(arguments)
-    recipe = json.loads(options.recipe.read_text())
-    overrides = {key: value for key, value in vars(options).items() if key != "recipe"}
+    recipe = with_changes(json.loads(options.recipe.read_text()), options.set)
+    overrides = {key: value for key, value in vars(options).items() if key not in {"recipe", "set"}}
     return settings_from_json(recipe, **overrides)
 
 

@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 
 from kernels.pose_fit import PAPER_TEMPLATES
 from kernels.skeleton import LIMBS
-from training.model import ModelSettings
+from training.model_settings import ModelSettings
 from training.settings import SourceSettings, TrainSettings
 
 HEIGHT, WIDTH = 96, 128

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from kernels.coordinates import compose, invert, transform_points
 from kernels.pose_fit import PAPER_TEMPLATES, fit_poses, prepare_templates, whole_frame_roi
-from tests.training.drawn_people import drawn_mask, drawn_pose
-from training.dataset import Scene
+from tests.training.drawn_people import drawn_mask, drawn_pose, rle
+from training.dataset import PhotoMasks, Scene
 from training.model import FEATURE_FROM_INPUT
-from training.rois import build_rois, oks, roi_from_poses
+from training.model_settings import AlignSettings
+from training.rois import build_rois, oks, target_mask
+from training.windows import roi_from_boxes, roi_from_people
 
 TEMPLATES = prepare_templates(PAPER_TEMPLATES)
 SIZE = 48
@@ -177,7 +181,9 @@ def test_oks_by_hand() -> None:
 def test_a_pose_without_template_sees_the_whole_picture() -> None:
     pose = np.zeros((1, 17, 3), np.float32)
     pose[0, 0] = (5, 5, 2)
-    np.testing.assert_allclose(roi_from_poses(pose, TEMPLATES, 96, 160, 32)[0], whole_frame_roi(96, 160, 32), rtol=1e-6)
+    whole = whole_frame_roi(96, 160, 32)
+    fitted = roi_from_people(pose, None, whole, TEMPLATES, AlignSettings(), 32)
+    np.testing.assert_allclose(fitted[0], whole, rtol=1e-6)
 
 
 def test_types_are_those_of_the_segment_graph() -> None:
@@ -188,3 +194,71 @@ def test_types_are_those_of_the_segment_graph() -> None:
     moved = rois.to(torch.device("cpu"))
     assert moved.roi_image.dtype == torch.int32
     assert all(getattr(moved, name).dtype == torch.float32 for name in ("feature_from_roi", "roi_keypoints", "targets"))
+
+
+def test_boxes_are_the_annotated_ones_or_those_of_the_visible_px() -> None:
+    where = scene(50)
+    ys, xs = np.nonzero(where.labels == 1)
+    roi = AlignSettings(mode="roi")
+    around = roi_from_boxes(np.array([[xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]]), np.eye(2, 3), SIZE)
+    annotated = np.array([[40.0, 10, 120, 90]])
+    for given, expected in ((None, around), (annotated, roi_from_boxes(annotated, np.eye(2, 3), SIZE))):
+        rois = plain([replace(where, boxes=given)], align=roi)
+        assert rois is not None
+        matrix = compose(np.array(FEATURE_FROM_INPUT), invert(expected))
+        np.testing.assert_allclose(rois.feature_from_roi.numpy(), matrix, rtol=1e-5, atol=1e-5)
+
+
+def test_the_networks_grid_and_window_of_last_resort_are_the_given_ones() -> None:
+    where = scene(50)
+    where.keypoints[0, 2:] = 0  # two joints: no template
+    grid, whole = np.array([[0.25, 0, 0], [0, 0.25, 0]]), np.array([[0.3, 0, 0], [0, 0.3, 0]])
+    rois = plain([where], fallback=whole, feature_from_input=grid)
+    assert rois is not None
+    np.testing.assert_allclose(rois.feature_from_roi[0], [[0.25 / 0.3, 0, 0], [0, 0.25 / 0.3, 0]], atol=1e-6)
+
+
+def test_without_jitter_poses_are_true_and_every_window_moves() -> None:
+    where = scene(50)
+    for seed in range(8):
+        rois = build_rois(
+            np.random.default_rng(seed),
+            [where],
+            None,
+            TEMPLATES,
+            size=SIZE,
+            max_rois=4,
+            predicted_share=0.0,
+            augmented_share=1.0,
+            jitter=False,
+        )
+        still = plain([where])
+        assert rois is not None and still is not None
+        assert (rois.feature_from_roi - still.feature_from_roi).abs().max() > 1e-3
+        roi_from_input = invert(compose(invert(np.array(FEATURE_FROM_INPUT)), rois.feature_from_roi[0].numpy()))
+        moved = transform_points(roi_from_input, where.keypoints[0, :, :2])
+        np.testing.assert_allclose(rois.roi_keypoints[0, :, :2], moved, atol=1e-3)
+
+
+def test_a_target_comes_out_of_the_photographs_own_mask_where_it_is_kept() -> None:
+    """A mask in front hides nothing of the paper's targets, and the photograph's px are sampled once."""
+    where = scene(30, 36)
+    whole = drawn_mask(where.keypoints[0], 96, 160)
+    photo = PhotoMasks(
+        segmentations=tuple(rle(drawn_mask(pose, 96, 160)) for pose in where.keypoints),
+        height=96,
+        width=160,
+        canvas_from_photo=np.eye(2, 3),
+    )
+    kept = replace(where, photo_masks=photo)
+    whole_picture = whole_frame_roi(96, 160, SIZE)
+    matrix = roi_from_people(where.keypoints[:1], None, whole_picture, TEMPLATES, AlignSettings(), SIZE)[0]
+    slow = slow_target(whole.astype(float), matrix, SIZE)
+    clear = np.abs(slow - 0.5) > 0.1
+    np.testing.assert_array_equal(target_mask(kept, 0, matrix, SIZE)[clear], slow[clear] > 0.5)
+    assert target_mask(where, 0, matrix, SIZE).sum() < 0.95 * target_mask(kept, 0, matrix, SIZE).sum()
+    twice = replace(photo, canvas_from_photo=np.array([[2.0, 0, 5], [0, 2, -3]]))
+    larger = compose(matrix, invert(twice.canvas_from_photo))
+    np.testing.assert_array_equal(
+        target_mask(replace(where, photo_masks=twice), 0, larger, SIZE), target_mask(kept, 0, matrix, SIZE)
+    )

@@ -7,11 +7,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.training.drawn_people import tiny_settings
-from training.model import LiveNetwork, ModelSettings
-from training.settings import MASK_PART_LEARNS, SourceSettings, TrainSettings, settings_from_json
-from training.train import parse_arguments
+from training.families import new_network_of
+from training.model import LiveNetwork
+from training.model_settings import ModelSettings
+from training.settings import (
+    MASK_PART_LEARNS,
+    PARTS,
+    SourceSettings,
+    TrainSettings,
+    settings_from_json,
+    with_changes,
+)
+from training.train import learning_rate_factor, parse_arguments
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "training").glob("*.json"))
 
@@ -85,14 +95,109 @@ def test_flags_override_the_recipe(tmp_path: Path) -> None:
     assert plain.batch_size == TrainSettings(data=Path(), output=Path()).batch_size
     changed = parse_arguments([*flags, "--steps", "9", "--learning-rate", "0.5", "--init-checkpoint", "c"])
     assert (changed.steps, changed.learning_rate, changed.init_checkpoint) == (9, 0.5, Path("c"))
+    ablated = parse_arguments([*flags, "--set", "model.align.hard_rule=false", "--set", "model.skeleton.enabled=false"])
+    assert not ablated.model.align.hard_rule and not ablated.model.skeleton.enabled
+    assert ablated.model.align.min_scale_rule and ablated.steps == 7
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_the_recipes_of_the_repository_are_readable(path: Path) -> None:
     settings = settings_from_json(json.loads(path.read_text()), data="data", output="out")
-    assert sum(source.cutout_weight for source in settings.sources) > 0
-    assert settings.backgrounds
-    assert set(settings.lr_scale) == {name for name, _ in LiveNetwork(settings.model).named_children()}
+    with torch.device("meta"):
+        parts = {name for name, _ in new_network_of(settings.model).named_children()}
+    assert set(settings.lr_scale) == parts == set(PARTS[settings.model.family])
+    if settings.model.family == "live":
+        assert sum(source.cutout_weight for source in settings.sources) > 0
+        assert settings.backgrounds
+    assert settings_from_json(json.loads(json.dumps(settings.to_json()))) == settings
+
+
+@pytest.mark.parametrize(("name", "epochs", "drops"), [("paper", 40, (33,)), ("paper_release", 25, (15, 20))])
+def test_the_recipes_of_the_paper_say_what_the_paper_says(name: str, epochs: int, drops: tuple[int, ...]) -> None:
+    path = next(path for path in RECIPES if path.stem == name)
+    settings = settings_from_json(json.loads(path.read_text()), data="data", output="out")
+    assert settings.model == ModelSettings(family="paper")
+    assert (settings.model.feature_channels, settings.model.seg_width, settings.model.seg.units) == (256, 256, 10)
+    assert (settings.batch_size, settings.max_rois, settings.learning_rate) == (4, 8, 2e-4)
+    assert (settings.optimiser, settings.weight_decay, settings.warmup_steps) == ("adam", 0.0, 1000)
+    assert (settings.canvas, settings.view, settings.order, settings.photometric) == (
+        (512, 512),
+        "letterbox",
+        "epochs",
+        False,
+    )
+    assert (settings.dice_weight, settings.pose_jitter, settings.roi_augmentation_share) == (0.0, False, 1.0)
+    assert (settings.ema, settings.mask_loss_weight, settings.eval.score) == (0.0, 1.0, "one")
+    per_epoch = 14_150  # 56,599 pictures, four a step
+    assert settings.steps == epochs * per_epoch
+    for number, epoch in enumerate(drops):
+        before, after = (learning_rate_factor(settings, epoch * per_epoch + d) for d in (-2, 1))
+        assert before == pytest.approx(0.1**number) and after == pytest.approx(0.1 ** (number + 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("model.family=dead", "family must be one of live, paper, got 'dead'"),
+        ("model.seg.units=0", r"seg\.units must be a whole number of at least 1, got 0"),
+        ("model.seg.depth=3", "unknown settings depth of the model's seg; known are units"),
+        ("model.seg=3", "the model's seg must be a JSON object, got 3"),
+        ("model.skeleton.enabled=1", r"skeleton\.enabled must be true or false, got 1"),
+        ("model.skeleton.negative_occluded=no", r"skeleton\.negative_occluded must be true or false, got 'no'"),
+        ("model.align.mode=box", r"align\.mode must be one of affine, roi, got 'box'"),
+        ("model.align.box=person", r"align\.box must be one of gt, joints, got 'person'"),
+        ("model.align.box=joints", r"align\.box and align\.expand belong to align\.mode roi"),
+        ("model.align.expand=0.5", r"align\.box and align\.expand belong to align\.mode roi"),
+        ("model.align.min_scale_rule=0", r"align\.min_scale_rule must be true or false"),
+        ("model.align.score=ours", r"align\.score must be one of ref, paper, got 'ours'"),
+        ("model.align.compat=pt1", r"align\.compat must be one of exact, ref_pt10, ref_pt13, got 'pt1'"),
+        ("model.templates.k=4", r"templates\.k must be one of 1, 2, 3, got 4"),
+        ("model.templates.factor=0", r"templates\.factor must be from 0\.1 to 10, got 0"),
+        ("model.backbone.stride_in=5x5", r"backbone\.stride_in must be one of 3x3, 1x1, got '5x5'"),
+        ("model.roi_size=63", "roi_size must be even and at least 8 px, got 63"),
+        ("model.seg_dilations=[1]", "seg_dilations belong to the family live"),
+        ("eval.score=best", r"eval\.score must be one of auto, one, pose, mask, pose\*mask, got 'best'"),
+        ("view=zoom", "view must be one of random, letterbox, got 'zoom'"),
+        ("canvas=[512, 640]", "view letterbox needs a square canvas, got"),
+        ("order=any", "order must be one of drawn, epochs, got 'any'"),
+        ("compose_weight=0.5", "order epochs goes through photographs: set compose_weight and cutout_weight to 0"),
+        ("keypoint_loss_weight=1.0", "the family paper has no keypoint heads: set keypoint_loss_weight 0"),
+        ("init_movenet=m.onnx", "the family paper has no keypoint heads: set init_movenet None"),
+        ("lr_scale.top_down=0", "lr_scale names top_down; parts are backbone, seg_module"),
+    ],
+)
+def test_values_the_paper_family_refuses(change: str, said: str) -> None:
+    path = next(path for path in RECIPES if path.stem == "paper")
+    with pytest.raises(ValueError, match=said):
+        settings_from_json(with_changes(json.loads(path.read_text()), [change]), data="d", output="o")
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ({"seg": {"units": 5}}, r"seg\.units belong to the family paper, this is live"),
+        ({"backbone": {"width": 8}, "align": {"compat": "ref_pt10"}}, r"backbone, align\.compat belong to the family"),
+        ({"align": {"mode": "roi", "expand": 0.3}}, r"align\.expand grows boxes around joints"),
+    ],
+)
+def test_settings_that_the_live_family_does_not_have(model: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        settings_from_json({"model": model}, data="d", output="o")
+
+
+def test_changes_by_name_reach_into_settings_and_leave_the_recipe_alone() -> None:
+    content = {"steps": 5, "model": {"align": {"mode": "affine"}}}
+    changes = ["model.align.mode=roi", "model.align.box=joints", "steps=7", "model.seg.units=5", "canvas=[64, 64]"]
+    changed = with_changes(content, changes)
+    assert changed == {
+        "steps": 7,
+        "canvas": [64, 64],
+        "model": {"align": {"mode": "roi", "box": "joints"}, "seg": {"units": 5}},
+    }
+    assert content == {"steps": 5, "model": {"align": {"mode": "affine"}}}
+    for change, said in (("steps", "expected NAME=VALUE"), ("steps.more=1", "steps holds a value, not settings")):
+        with pytest.raises(ValueError, match=said):
+            with_changes(content, [change])
 
 
 def test_a_recipe_names_only_the_rates_it_changes(tmp_path) -> None:

@@ -187,7 +187,7 @@ def test_the_mask_head_over_fits_one_batch() -> None:
         augmented=False,
     )
     assert rois is not None
-    module = SegModule(4, 16, (1, 2))
+    module = SegModule(4 + 55, 16, (1, 2))
     from kernels.torch_skeleton import skeleton_features
 
     inputs = torch.cat((torch.randn(3, 4, 32, 32), skeleton_features(rois.roi_keypoints, 32)), dim=1)
