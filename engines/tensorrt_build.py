@@ -98,7 +98,7 @@ def build_plan(
     if _node_count(model, NAME) == 0:
         form = None
     elif form == "aot":
-        register_aot_plugin(trt, lambda: kernel_image(_capability(options.device)))
+        register_aot_plugin(trt, lambda: kernel_image(_capability(options.device), as_ptx=True))
     elif form == "python":
         register_python_plugin(trt, lambda: kernel_image(_capability(options.device)))
 

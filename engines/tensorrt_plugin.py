@@ -25,39 +25,45 @@ import numpy.typing as npt
 import kernels.affine_align
 from engines.engine import EngineLoadError
 from engines.tensorrt_library import has_aot_plugins, logger_of, python_plugins_are_safe, title_of
+from kernels.affine_align.launch_shapes import CHANNELS_PER_THREAD, THREADS, launch_shape
 from kernels.native.compile import CUDA_ARCHITECTURES, NativeBuildError, device_image
 from kernels.native.launch import DeviceModule
 
 NAMESPACE: Final = "pose2seg"
 NAME: Final = "AffineAlign"
 VERSION: Final = "1"
-BLOCK: Final = 128  # threads, one ROI px each
-CHANNELS_PER_BLOCK: Final = 8
 SOURCE: Final = Path(kernels.affine_align.__file__).parent / "affine_align.cu"
 
 _lock = threading.Lock()
 _creators: dict[tuple[str, str], Any] = {}  # must live as long as the process: TensorRT keeps a bare pointer
 
 
-def kernel_image(capability: tuple[int, int] | None) -> bytes:
-    """The compiled kernel: machine code for a GPU's compute capability, PTX of the oldest supported one for None.
+def kernel_image(capability: tuple[int, int] | None, *, as_ptx: bool = False) -> bytes:
+    """The compiled kernel for a GPU.
+
+    Args:
+        capability: of the GPU; None, and one that our compiler's list lacks, gives PTX that every supported GPU reads.
+        as_ptx: PTX in place of machine code: ahead-of-time plugins take nothing else. The driver must be as new as the
+            compiler that made it: nvcc 13.0 writes what driver 580 reads, a newer NVRTC may write more.
 
     Raises:
         EngineLoadError: no compiler, or it refuses the source.
     """
-    architecture = None if capability is None else f"{capability[0]}{capability[1]}"
+    architecture = "" if capability is None else f"{capability[0]}{capability[1]}"
+    known = architecture in CUDA_ARCHITECTURES
     try:
-        if architecture in CUDA_ARCHITECTURES:
-            return device_image(SOURCE, architecture=architecture, kind="cubin")
-        oldest = CUDA_ARCHITECTURES[0]
-        return device_image(SOURCE, architecture=oldest, kind="ptx")  # the driver makes the rest
+        return device_image(
+            SOURCE,
+            architecture=architecture if known else CUDA_ARCHITECTURES[0],
+            kind="cubin" if known and not as_ptx else "ptx",
+        )
     except NativeBuildError as error:
         raise EngineLoadError(f"the Affine-Align plugin cannot be compiled: {error}") from error
 
 
-def kernel_name(*, half: bool) -> str:
-    """Entry point of the kernel for float32 or half features."""
-    return "affine_align_f16" if half else "affine_align_f32"
+def kernel_element(trt: Any, data_type: Any) -> str:
+    """The end of the kernel's name for features of a TensorRT type."""
+    return "f16" if data_type == trt.DataType.HALF else "f32"
 
 
 def register_aot_plugin(trt: ModuleType, image: Callable[[], bytes]) -> None:
@@ -65,7 +71,7 @@ def register_aot_plugin(trt: ModuleType, image: Callable[[], bytes]) -> None:
 
     Args:
         trt: TensorRT 10.8+ or 11.
-        image: the compiled kernel, asked for when a network with the node is built.
+        image: the kernel as PTX, asked for when a network with the node is built.
 
     Raises:
         EngineLoadError: this library has no ahead-of-time plugins.
@@ -102,15 +108,18 @@ def _declare(trtp: Any, trt: ModuleType, image: Callable[[], bytes]) -> tuple[An
 
     def kernel(features: Any, theta: Any, roi_image: Any, size: Any, outputs: Any, tactic: Any) -> Any:  # noqa: ARG001
         side = int(size[0])
-        channels, height, width = (features.shape_expr[axis] for axis in (1, 2, 3))
-        launch, numbers = trtp.KernelLaunchParams(), trtp.SymIntExprs(4)
-        launch.grid_x = -(-(side * side) // BLOCK)
-        launch.grid_y = trtp.cdiv(channels, CHANNELS_PER_BLOCK)
+        # As `launch_shape` has it, with the sizes that only a call knows as expressions.
+        known = launch_shape(
+            "affine_align", "nchw", kernel_element(trt, features.dtype), people=1, channels=1, size=side
+        )
+        launch, numbers = trtp.KernelLaunchParams(), trtp.SymIntExprs(5)
+        launch.grid_x = known.grid[0]
+        launch.grid_y = trtp.cdiv(features.shape_expr[1], CHANNELS_PER_THREAD)
         launch.grid_z = theta.shape_expr[0]
-        launch.block_x = BLOCK
-        for position, value in enumerate((channels, height, width, side)):
+        launch.block_x = THREADS
+        for position, value in enumerate((*(features.shape_expr[axis] for axis in range(4)), side)):
             numbers[position] = trtp.SymInt32(value)
-        return kernel_name(half=features.dtype == trt.DataType.HALF), image(), launch, numbers
+        return known.name, image(), launch, numbers
 
     # The decorators read annotations as objects, which "from __future__ import annotations" would make text.
     inputs = {"features": tensor, "theta": tensor, "roi_image": tensor, "size": whole_number}
@@ -231,17 +240,16 @@ def make_plugin_creator(trt: Any, image: Callable[[], bytes]) -> Any:
             workspace: Any,  # noqa: ARG002
             stream: int,
         ) -> None:
-            _, channels, height, width = input_desc[0].dims
+            sizes = tuple(input_desc[0].dims)
             people = input_desc[1].dims[0]
             if people == 0:
                 return  # an empty grid is a launch error
+            element = kernel_element(trt, input_desc[0].type)
             module().launch(
-                kernel_name(half=input_desc[0].type == trt.DataType.HALF),
-                (-(-(self.size * self.size) // BLOCK), -(-channels // CHANNELS_PER_BLOCK), people),
-                (BLOCK, 1, 1),
+                *launch_shape("affine_align", "nchw", element, people=people, channels=sizes[1], size=self.size),
                 stream,
                 *(ctypes.c_void_p(address) for address in inputs[:3]),
-                *(ctypes.c_int(value) for value in (channels, height, width, self.size)),
+                *(ctypes.c_int(value) for value in (*sizes, self.size)),
                 ctypes.c_void_p(outputs[0]),
             )
 
