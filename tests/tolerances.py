@@ -37,3 +37,20 @@ OPENCV_WARP_STEP_PX: Final = 1 / 32
 
 #: One ONNX operator in PyTorch against ONNX Runtime: both float32, sums of some tens of values of about 2 in any order.
 TORCH_OPERATOR: Final = {"rtol": 1e-5, "atol": 1e-5}
+
+#: A whole network in float32 by PyTorch against ONNX Runtime: 80 convolutions, each with its own order of sums.
+#: Features are of size 10, probabilities of 1.
+TORCH_NETWORK: Final = {"rtol": 1e-4, "atol": 1e-4}
+
+#: The same for positions in px of an input of 512 px.
+TORCH_POSITION_PX: Final = 1e-2
+
+#: A frame px whose interpolated probability is this near to the threshold may fall on either side: float32 ROI
+#: coordinates from a float64 corner of each tile, times a slope of at most 1 per px.
+NEAR_THRESHOLD: Final = 1e-4
+
+#: swscale's integer YUV to RGB drops 16 bits of each product before it adds them; the definition rounds once.
+SWSCALE_LEVELS: Final = 3
+
+#: Where swscale interpolates chroma (NV12 frames) and our kernel repeats it, after shrinking: only at edges of colour.
+SWSCALE_INTERPOLATED_CHROMA_LEVELS: Final = 20
