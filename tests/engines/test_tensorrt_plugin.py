@@ -54,10 +54,8 @@ def test_tensorrt_accepts_the_declaration(aot_report):
     assert aot_report["aot"]
 
 
-@pytest.mark.parametrize(
-    ("features", "kernel"), [("FLOAT", "affine_align_nchw_f32"), ("HALF", "affine_align_nchw_f16")]
-)
-def test_ahead_of_time_launch(aot_report, features, kernel):
+@pytest.mark.parametrize(("features", "element"), [("FLOAT", "f32"), ("HALF", "f16")])
+def test_ahead_of_time_launch(aot_report, features, element):
     launch = aot_report["launches"][features]
     assert launch["output_type"] == features
     assert launch["output_shape"] == ["N", "C", 64, 64]
