@@ -7,7 +7,8 @@ painted frame where somebody looks at it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -85,6 +86,21 @@ class Pasted:
     painted: U8 | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ceilings:
+    """What a device can do at most, measured: the lines of a roofline.
+
+    Attributes:
+        copy_bytes_per_s: read and written together, of a large copy.
+        flops: of a large matrix product in ``dtype``.
+        dtype: of the product.
+    """
+
+    copy_bytes_per_s: float
+    flops: float
+    dtype: str
+
+
 class Device(Protocol):
     """What the stages do with tensors. Every method may be called from any stage's thread; calls of one thread are in
     order, and what a method returns may be handed to another thread at once.
@@ -144,6 +160,12 @@ class Device(Protocol):
             paint: tint a copy of the picture, too.
         """
 
+    def ceilings(self) -> Ceilings:
+        """Measure; takes about half a second."""
+
+    def memory_bytes(self) -> int | None:
+        """Most that was held at once so far; None on the host, whose memory is the process's."""
+
     def free_memory(self) -> None:
         """Give back what is kept for speed; called after `EngineOutOfMemory`."""
 
@@ -193,8 +215,31 @@ class HostDevice:
         crops = paste_masks(probabilities, roi_from_frame, frame_height, frame_width, threshold=threshold)
         return Pasted(crops=crops, painted=None)
 
+    def ceilings(self) -> Ceilings:
+        source, side = np.ones(32_000_000, np.float32), 1024
+        target, matrix = np.empty_like(source), np.ones((side, side), np.float32)
+        return Ceilings(
+            copy_bytes_per_s=2 * source.nbytes / best_of(lambda: np.copyto(target, source)),
+            flops=2 * side**3 / best_of(lambda: matrix @ matrix),
+            dtype="float32",
+        )
+
+    def memory_bytes(self) -> int | None:
+        return None
+
     def free_memory(self) -> None:
         self._input = np.empty((0, 0, 0, 3), np.uint8)
+
+
+def best_of(call: Callable[[], object], *, seconds: float = 0.25) -> float:
+    """Shortest time of one call, s, among those that fit into ``seconds``; at least three."""
+    times: list[float] = []
+    started = time.perf_counter()
+    while len(times) < 3 or time.perf_counter() - started < seconds:
+        begin = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begin)
+    return min(times)
 
 
 def device_of(*engines: Engine, frames_per_call: int | None = None) -> Device:

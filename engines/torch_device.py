@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from engines.device import Array, Paint, Pasted, Surface
+from engines.device import Array, Ceilings, Paint, Pasted, Surface, best_of
 from engines.engine import DeviceEngine, Engine, EngineOutOfMemory, EngineRunError
 from kernels.coordinates import F32, U8
 from kernels.device_frames import pasted_masks
@@ -143,6 +143,31 @@ class TorchDevice:
         return Pasted(
             crops=pasted_masks(words.numpy(), plan.boxes), painted=None if painted is None else painted.numpy()
         )
+
+    def ceilings(self) -> Ceilings:
+        size, side = (2**28, 8192) if self._is_cuda else (2**24, 1024)
+        dtype = torch.float16 if self._is_cuda else torch.float32
+        with self.stream():
+            source = torch.ones(size, device=self._device)
+            target = torch.empty_like(source)
+            matrix = torch.rand(side, side, device=self._device, dtype=torch.float32).to(dtype)
+
+            def copy() -> None:
+                target.copy_(source)
+                self.wait()
+
+            def multiply() -> None:
+                torch.matmul(matrix, matrix)
+                self.wait()
+
+            return Ceilings(
+                copy_bytes_per_s=2 * source.numel() * source.element_size() / best_of(copy),
+                flops=2 * side**3 / best_of(multiply),
+                dtype=str(dtype).removeprefix("torch."),
+            )
+
+    def memory_bytes(self) -> int | None:
+        return torch.cuda.max_memory_allocated(self._device) if self._is_cuda else None
 
     def free_memory(self) -> None:
         if self._is_cuda:

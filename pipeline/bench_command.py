@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import platform
 import resource
@@ -30,9 +31,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from engines import ENGINE_NAMES, PRECISIONS
-from engines.device import Device, device_of
+from engines import ENGINE_NAMES, PRECISIONS, EngineLoadError
+from engines.device import Ceilings, Device, device_of
+from engines.graph_cost import graph_cost
 from kernels.coordinates import F32, U8
+from kernels.letterbox import plan_letterbox
 from kernels.pose_fit import PAPER_TEMPLATES
 from pipeline.build import Model, model_stages, open_model
 from pipeline.command_line import SettingsParser
@@ -49,7 +52,10 @@ from pipeline.stage5_compose import ComposeStage
 from pipeline.stage6_sinks import JsonLinesSink, WriteStage
 from pipeline.video_output import VideoSink
 
+log = logging.getLogger(__name__)
+
 SCHEMA = 1
+FEATURE_CHANNELS = 64  # where the graph does not say
 PLAIN_WIDTH = 130  # columns of the tables where the output is no terminal
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 FRAME_SIZE = (720, 1280)
@@ -85,6 +91,7 @@ class Outcome:
         queued_ms: decode to result at full speed, p50, p95, p99; holds the waiting in the queues.
         alone_ms: the same with one frame in the pipeline at a time; None for batches.
         stages: service time of each stage at full speed.
+        device_memory_mb: most that was held on a GPU so far; None on the host.
     """
 
     case: Case
@@ -94,6 +101,31 @@ class Outcome:
     queued_ms: tuple[float, float, float]
     alone_ms: tuple[float, float, float] | None
     stages: tuple[StageStats, ...]
+    device_memory_mb: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Roofline:
+    """What the networks need at least, and what the device can do at most.
+
+    Attributes:
+        ceilings: of the device.
+        frame_macs: multiply-accumulates of the keypoint network.
+        person_macs: of the segment network, for one person.
+        frame_bytes, person_bytes: weights, inputs and outputs, each moved once.
+    """
+
+    ceilings: Ceilings
+    frame_macs: int
+    person_macs: int
+    frame_bytes: int
+    person_bytes: int
+
+    def most_fps(self, people: int) -> float:
+        """Frames a second if the networks ran at whichever ceiling is lower, and nothing else took time."""
+        flops = 2.0 * (self.frame_macs + people * self.person_macs)
+        moved = self.frame_bytes + people * self.person_bytes
+        return 1.0 / max(flops / self.ceilings.flops, moved / self.ceilings.copy_bytes_per_s)
 
 
 class MemorySource:
@@ -260,6 +292,7 @@ def run_case(options: BenchOptions, case: Case, folder: Path, *, alone: bool) ->
             queued_ms=times,
             alone_ms=times if alone else None,
             stages=tuple(pipeline.stats()),
+            device_memory_mb=None if (held := device.memory_bytes()) is None else held / 1e6,
         ),
         result,
     )
@@ -352,10 +385,13 @@ def main(arguments: Sequence[str]) -> int:
         seconds=flags.seconds,
     )
     console = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+    roofline = measure_roofline(options)
     outcomes, last, device_name = run_all(options, console)
     console.print(results_table(outcomes, device_name))
     console.print(stages_table(outcomes))
-    document = document_of(options, outcomes, device_name)
+    if roofline is not None:
+        console.print(roofline_line(roofline))
+    document = document_of(options, outcomes, device_name, roofline)
     if flags.json is not None:
         flags.json.parent.mkdir(parents=True, exist_ok=True)
         flags.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
@@ -379,6 +415,7 @@ def run_all(options: BenchOptions, console: Console) -> tuple[list[Outcome], Fra
     people: tuple[int | None, ...] = options.people or ((None,) if options.source is not None else (1, 5, 20))
     outcomes: list[Outcome] = []
     last: FrameResult | None = None
+    logging.getLogger("engines").setLevel(logging.WARNING)  # what runs was said once
     with tempfile.TemporaryDirectory(prefix="pose2seg-bench-") as name:
         folder = Path(name)
         warm = replace(options, seconds=min(1.0, options.seconds), source=None)
@@ -426,7 +463,62 @@ def stages_table(outcomes: Sequence[Outcome]) -> Table:
     return table
 
 
-def document_of(options: BenchOptions, outcomes: Sequence[Outcome], device_name: str) -> dict[str, Any]:
+def measure_roofline(options: BenchOptions) -> Roofline | None:
+    """The device's ceilings and what the model's graphs need of them; None where the library that counts is missing."""
+    model = open_model(options.settings)
+    try:
+        artifact = model.artifact
+        plan = plan_letterbox(
+            *FRAME_SIZE, long_side=options.settings.long_side or artifact.long_side, multiple=artifact.input_multiple
+        )
+        maps = next(spec for spec in model.keypoint_engine.outputs if spec.name == "features").shape
+        channels = maps[1] if isinstance(maps[1], int) else FEATURE_CHANNELS
+        features = (1, channels, plan.input_height // 4, plan.input_width // 4)
+        if artifact.keypoints_path is None:
+            return None
+        try:
+            frame = graph_cost(artifact.keypoints_path, {"image": (1, plan.input_height, plan.input_width, 3)})
+            people = [
+                graph_cost(
+                    artifact.segment_path,
+                    {
+                        "features": features,
+                        "feature_from_roi": (count, 2, 3),
+                        "roi_image": (count,),
+                        "roi_keypoints": (count, 17, 3),
+                    },
+                )
+                for count in (1, 2)
+            ]
+        except EngineLoadError as error:
+            log.info("no roofline: %s", error)
+            return None
+        ceilings = device_of(model.keypoint_engine, model.segment_engine).ceilings()
+    finally:
+        model.close()
+    return Roofline(
+        ceilings=ceilings,
+        frame_macs=frame.macs,
+        person_macs=people[1].macs - people[0].macs,
+        frame_bytes=frame.weight_bytes + frame.tensor_bytes,
+        person_bytes=people[1].tensor_bytes - people[0].tensor_bytes,
+    )
+
+
+def roofline_line(roofline: Roofline) -> str:
+    """The ceilings, the needs, and how many frames a second the ceilings alone would allow."""
+    limits = ", ".join(f"{count}: {roofline.most_fps(count):,.0f}" for count in (1, 5, 20))
+    return (
+        f"roofline: copy {roofline.ceilings.copy_bytes_per_s / 1e9:,.1f} GB/s, "
+        f"{roofline.ceilings.dtype} matrix product {roofline.ceilings.flops / 1e9:,.0f} GFLOP/s; a frame needs {roofline.frame_macs / 1e9:.2f} GMAC and "
+        f"{roofline.frame_bytes / 1e6:.1f} MB at least, a person {roofline.person_macs / 1e9:.2f} GMAC and "
+        f"{roofline.person_bytes / 1e6:.2f} MB; most FPS by people, networks alone: {limits}"
+    )
+
+
+def document_of(
+    options: BenchOptions, outcomes: Sequence[Outcome], device_name: str, roofline: Roofline | None
+) -> dict[str, Any]:
     """Everything as JSON; no paths and no host name in it."""
     return {
         "schema": SCHEMA,
@@ -440,6 +532,7 @@ def document_of(options: BenchOptions, outcomes: Sequence[Outcome], device_name:
                 "frames": outcome.frames,
                 "fps": outcome.fps,
                 "people_mean": outcome.people_mean,
+                "device_memory_mb": outcome.device_memory_mb,
                 "queued_ms": dict(zip(("p50", "p95", "p99"), outcome.queued_ms, strict=True)),
                 "alone_ms": None
                 if outcome.alone_ms is None
@@ -451,6 +544,7 @@ def document_of(options: BenchOptions, outcomes: Sequence[Outcome], device_name:
             }
             for outcome in outcomes
         ],
+        "roofline": None if roofline is None else asdict(roofline),
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
     }
 

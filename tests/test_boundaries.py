@@ -44,6 +44,7 @@ RUNTIMES = {
     "tensorrt_*.py": {*TENSORRT, "onnx"},
     "torch2trt_converter.py": TENSORRT,
     "half_precision.py": {"onnx"},
+    "graph_cost.py": {"onnx"},
 }
 ONLY_WITH_EXTRAS = (
     "tensorrt",
