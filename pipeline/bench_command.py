@@ -510,7 +510,8 @@ def roofline_line(roofline: Roofline) -> str:
     limits = ", ".join(f"{count}: {roofline.most_fps(count):,.0f}" for count in (1, 5, 20))
     return (
         f"roofline: copy {roofline.ceilings.copy_bytes_per_s / 1e9:,.1f} GB/s, "
-        f"{roofline.ceilings.dtype} matrix product {roofline.ceilings.flops / 1e9:,.0f} GFLOP/s; a frame needs {roofline.frame_macs / 1e9:.2f} GMAC and "
+        f"{roofline.ceilings.dtype} matrix product {roofline.ceilings.flops / 1e9:,.0f} GFLOP/s; "
+        f"a frame needs {roofline.frame_macs / 1e9:.2f} GMAC and "
         f"{roofline.frame_bytes / 1e6:.1f} MB at least, a person {roofline.person_macs / 1e9:.2f} GMAC and "
         f"{roofline.person_bytes / 1e6:.2f} MB; most FPS by people, networks alone: {limits}"
     )
