@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 import logging
 import re
 import time
@@ -267,15 +266,15 @@ def _open_onnx(path: Path, options: EngineOptions, _announce: Announce) -> Engin
 
 
 def _open_openvino(path: Path, options: EngineOptions, _announce: Announce) -> Engine:
-    module: Any = importlib.import_module("engines.openvino_engine")
-    opened: Engine = module.OpenVinoEngine(path, options)
-    return opened
+    from engines.openvino_engine import OpenVinoEngine
+
+    return OpenVinoEngine(path, options)
 
 
 def _open_torch(path: Path, options: EngineOptions, _announce: Announce) -> Engine:
-    module: Any = importlib.import_module("engines.torch_engine")
-    opened: Engine = module.TorchEngine(path, options)
-    return opened
+    from engines.torch_engine import TorchEngine
+
+    return TorchEngine(path, options)
 
 
 def _open_planned(library: str, path: Path, options: EngineOptions, announce: Announce) -> Engine:

@@ -8,7 +8,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from engines.engine import Announce, Engine, EngineLoadError, EngineOptions, Progress, announce_in_log
 from engines.plan_cache import BuiltPlan, CachedPlan, PlanCache, PlanKey
@@ -207,6 +207,6 @@ def load_plan(plan: bytes, library: str, options: EngineOptions) -> Engine:
     Raises:
         EngineLoadError: the library does not load, or the plan does not run on this GPU.
     """
-    module: Any = importlib.import_module("engines.tensorrt_engine")
-    opened: Engine = module.TensorRTEngine(plan, library=library, options=options)
-    return opened
+    from engines.tensorrt_engine import TensorRTEngine
+
+    return TensorRTEngine(plan, library=library, options=options)

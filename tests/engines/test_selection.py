@@ -79,6 +79,7 @@ def test_what_auto_takes(name: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         engine, settled = select(machine)
     assert engine == expected
+    assert "openvino" not in caplog.text
     assert settled.device == ("cpu" if expected == "onnx" else "cuda:0")
     (line,) = caplog.messages
     assert line.startswith(f"engine {expected}: <{expected}> (auto")
@@ -98,6 +99,7 @@ def test_each_refusal_says_what_to_do() -> None:
         "torch": "torch 2.13.0+cpu is built without CUDA: install the build for CUDA "
         "(https://pytorch.org/get-started/locally)",
         "onnx": "",
+        "openvino": "it is not installed: pip install openvino",
     }
 
 
@@ -140,6 +142,12 @@ def test_options_narrow_the_choice(options: dict[str, str], expected: str, devic
     machine = Machine(NEW_DRIVER, tensorrt=TENSORRT, torch=TORCH)
     engine, settled = select(machine, **options)
     assert (engine, settled.device) == (expected, device)
+
+
+def test_openvino_is_taken_for_what_onnx_runtime_has_not() -> None:
+    machine = Machine(NO_DRIVER, openvino=Library("2026.4"))
+    assert select(machine)[0] == "onnx"
+    assert select(machine, precision="bfloat16")[0] == "openvino"
 
 
 def test_the_second_gpu_is_judged_by_itself() -> None:
@@ -225,12 +233,14 @@ def test_nothing_left_names_every_reason() -> None:
     with pytest.raises(EngineLoadError) as caught:
         select(Machine(NO_DRIVER), device="cuda")
     assert "no engine can run here (tensorrt, tensorrt-rtx, torch: no NVIDIA driver" in str(caught.value)
-    assert "onnx: it runs on the CPU, not on cuda" in str(caught.value)
+    assert "onnx, openvino: it runs on the CPU, not on cuda" in str(caught.value)
 
 
 def test_all_broken_raises_the_last_error() -> None:
     with pytest.raises(EngineLoadError, match="onnx is broken"):
         select(Machine(NO_DRIVER), broken=("onnx",))
+    with pytest.raises(EngineLoadError, match="onnx is broken"):
+        select(Machine(NEW_DRIVER, torch=TORCH, openvino=Library("2026.4")), broken=("torch", "onnx", "openvino"))
 
 
 # --------------------------------------------------------------------------------------------------------- the probes
