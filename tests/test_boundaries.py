@@ -37,14 +37,15 @@ MAY_IMPORT = {
 KERNELS_NEED = {"numpy", "numba", "cv2"}
 TORCH_FAMILY = {"torch", "onnx", "onnxscript", "safetensors"}
 TENSORRT = {"tensorrt", "tensorrt_rtx", "tensorrt_rtx_libs", "tensorrt_libs", "torch2trt"}
-# Files of engines/ and the runtime libraries that only they import.
+# Files and the runtime libraries that only they import.
 RUNTIMES = {
-    "onnx_engine.py": {"onnxruntime"},
-    "openvino_engine.py": {"openvino"},
-    "tensorrt_*.py": {*TENSORRT, "onnx"},
-    "torch2trt_converter.py": TENSORRT,
-    "half_precision.py": {"onnx"},
-    "graph_cost.py": {"onnx"},
+    "engines/onnx_engine.py": {"onnxruntime"},
+    "engines/openvino_engine.py": {"openvino"},
+    "engines/tensorrt_*.py": {*TENSORRT, "onnx"},
+    "engines/torch2trt_converter.py": TENSORRT,
+    "engines/half_precision.py": {"onnx"},
+    "engines/graph_cost.py": {"onnx"},
+    "training/quantize.py": {"onnxruntime"},  # its quantisation tool, which writes graphs
 }
 ONLY_WITH_EXTRAS = (
     "tensorrt",
@@ -110,9 +111,8 @@ def is_torch_module(path: Path) -> bool:
 
 def runtimes_of(path: Path) -> set[str]:
     """Runtime libraries that a file may import."""
-    if path.parent != ROOT / "engines":
-        return set()
-    return set().union(*(names for pattern, names in RUNTIMES.items() if fnmatch.fnmatch(path.name, pattern)))
+    name = path.relative_to(ROOT).as_posix()
+    return set().union(*(names for pattern, names in RUNTIMES.items() if fnmatch.fnmatch(name, pattern)))
 
 
 ALL_FILES = list(python_files(*PACKAGES, *SCRIPTS))
