@@ -5,24 +5,28 @@ FOLDER/step-0001000/weights.safetensors   the network
                    /optimiser.safetensors moments of the optimiser
                    /state.json            settings, step, random states, history of losses and validations
 FOLDER/latest                             name of the newest complete one
+
+Weights alone, from elsewhere, are one file, NAME.safetensors, whose header holds the model's settings. It can be read
+wherever a checkpoint's weights can.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from training.families import Network, new_network_of
-from training.model_settings import model_settings_from_json
+from training.model_settings import ModelSettings, model_settings_from_json
 from training.settings import TrainSettings, changed_settings, with_changes
 
 
@@ -67,6 +71,44 @@ def save_checkpoint(
     return final
 
 
+def save_weights(
+    path: Path, state: Mapping[str, Tensor], settings: ModelSettings, *, provenance: Mapping[str, Any]
+) -> None:
+    """Write weights alone as one file that says which network they belong to.
+
+    Args:
+        path: a .safetensors file; replaced whole or not at all.
+        state: of the network.
+        settings: of the network.
+        provenance: where the weights come from, plain values.
+    """
+    header = {"model": json.dumps(dataclasses.asdict(settings)), "provenance": json.dumps(dict(provenance))}
+    partial = path.with_name(path.name + ".partial")
+    save_file({name: value.contiguous() for name, value in state.items()}, str(partial), metadata=header)
+    os.replace(partial, path)
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Model settings, and what else is known of the weights of a checkpoint folder or of a file of `save_weights`.
+
+    Returns:
+        ``settings`` with at least ``model``; ``step`` of a checkpoint; ``provenance`` of a file.
+
+    Raises:
+        CheckpointError: it is neither.
+    """
+    if not path.is_file():
+        return read_state(path)
+    try:
+        with safe_open(str(path), "pt") as opened:
+            header = opened.metadata() or {}
+        return {"settings": {"model": json.loads(header["model"])}, "provenance": json.loads(header["provenance"])}
+    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+        raise CheckpointError(
+            f"{path} is neither a checkpoint folder nor weights of training.convert_authors_checkpoint: {error}"
+        ) from error
+
+
 def latest_checkpoint(folder: Path) -> Path | None:
     """The newest complete checkpoint of a run, None if there is none."""
     pointer = folder / "latest"
@@ -104,7 +146,7 @@ def load_weights(path: Path, *, average: bool = True, changes: Sequence[str] = (
     """The network of a checkpoint, in eval mode.
 
     Args:
-        path: a step-N folder.
+        path: a step-N folder, or a file of `save_weights`.
         average: its moving average; False: the raw weights.
         changes: other model settings than it was trained with, such as ``model.align.box=joints``; see
             `training.settings.with_changes`.
@@ -113,14 +155,15 @@ def load_weights(path: Path, *, average: bool = True, changes: Sequence[str] = (
         CheckpointError: it cannot be read, or its weights do not fit the settings.
     """
     try:
-        settings = with_changes({"model": read_state(path)["settings"]["model"]}, changes)
+        settings = with_changes({"model": describe(path)["settings"]["model"]}, changes)
         if set(settings) != {"model"}:
             raise ValueError(f"only settings of the model can change here, got {', '.join(changes)}")
         network = new_network_of(model_settings_from_json(settings["model"]))
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{path}: state.json does not describe a network of this version: {error}") from error
     try:
-        network.load_state_dict(load_file(str(path / ("ema.safetensors" if average else "weights.safetensors"))))
+        file = path if path.is_file() else path / ("ema.safetensors" if average else "weights.safetensors")
+        network.load_state_dict(load_file(str(file)))
     except (SafetensorError, RuntimeError, OSError) as error:
         raise CheckpointError(f"weights of {path} do not fit the network its state.json describes: {error}") from error
     return network.eval()

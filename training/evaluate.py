@@ -535,7 +535,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--model", type=Path, default=default_artifact(), help="artifact folder; default: the one that is installed"
     )
-    parser.add_argument("--checkpoint", type=Path, help="a step-N folder of a run, in place of an exported model")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="a step-N folder or a file of converted weights, in place of --model"
+    )
     parser.add_argument(
         "--set",
         action="append",
