@@ -303,7 +303,13 @@ class PlanCache:
         with contextlib.ExitStack() as held, contextlib.ExitStack() as waiting:
             deadline = time.monotonic() + self._wait_limit_s
             said = False
-            while not held.enter_context(_try_lock(folder, key.digest)):
+            while True:
+                try:
+                    if held.enter_context(_try_lock(folder, key.digest)):
+                        break
+                except OSError as error:  # a folder that can only be read: then nobody else writes there either
+                    _log.debug("plan cache: no lock (%s)", error)
+                    break
                 held.pop_all().close()
                 owner = _lock_owner(folder, key.digest)
                 if time.monotonic() >= deadline:
@@ -355,6 +361,8 @@ class PlanCache:
             _write(folder, key.digest, "json", text.encode())
         except OSError as error:
             _log.warning("%s", _cannot_keep(graph, error))
+            with contextlib.suppress(OSError):
+                _remove_entry(folder, key.digest)
             return False
         self._evict(folder, keep=key.digest)
         return True
@@ -555,7 +563,8 @@ def _write(folder: int, digest: str, kind: str, content: bytes) -> None:
         with contextlib.suppress(OSError):
             _unlink(folder, partial)
         raise
-    os.fsync(folder)
+    with contextlib.suppress(OSError):  # not every file system has it for folders
+        os.fsync(folder)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -329,6 +330,35 @@ def test_a_full_disk_is_a_warning(root: Path, caplog: pytest.LogCaptureFixture) 
     assert [path.suffix for path in (root / "plans").iterdir()] == [".lock"]  # nothing half-written stays
     assert not ask(root).from_cache
     assert ask(root).from_cache
+
+
+def test_a_read_only_folder_still_serves(root: Path, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    """As on a read-only file system: nothing can be opened for writing, not even a lock."""
+    ask(root)
+    real = os.open
+
+    def read_only(path, flags, *arguments, **options):
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+        return real(path, flags, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", read_only)
+    assert ask(root).from_cache
+    made = ask(root, key=replace(KEY, precision="float16"))
+    assert (made.plan, made.stored) == (PLAN, False)
+    assert "cannot be kept (Read-only file system)" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["link", "folder"])
+def test_a_lock_that_is_none_does_not_stop_a_run(root: Path, kind: str) -> None:
+    ask(root, key=replace(KEY, precision="float16"))
+    lock = root / "plans" / f"{KEY.digest}.lock"
+    if kind == "link":
+        lock.symlink_to(root / "elsewhere")
+    else:
+        lock.mkdir()
+    assert ask(root).stored
+    assert not (root / "elsewhere").exists()
 
 
 # ------------------------------------------------------------------------------------------------- several processes

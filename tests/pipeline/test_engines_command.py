@@ -23,6 +23,7 @@ from pipeline.command_line import COMMANDS, command_of
 from pipeline.engines_command import main
 from pipeline.errors import SettingsError
 from pipeline.progress import announce_on
+from tests.clips import write_video
 from tests.magenta_model import write_magenta_model
 
 H100 = Gpu(0, "NVIDIA H100", (9, 0), 80 << 30)
@@ -243,6 +244,18 @@ def test_an_unsafe_cache_is_an_engine_error(capsys, cache) -> None:
     for arguments in (("list",), ("clean",)):
         assert run_stream.main(["engines", *arguments]) == 4
         assert "may be written by others" in capsys.readouterr().err
+
+
+def test_a_run_says_which_engine_and_a_named_one_is_an_error(tmp_path, capsys, model) -> None:
+    video = str(write_video(tmp_path / "in.mp4", 3))
+    assert run_stream.main([video, "--model", model, "--device", "cpu"]) == 0
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "engine " in line)
+    assert line.startswith("INFO engine onnx: onnxruntime ")
+    assert "(auto; not tensorrt, tensorrt-rtx, torch: it needs a GPU, not --device cpu)" in line
+    assert run_stream.main([video, "--model", model, "--device", "cpu", "--engine", "tensorrt"]) == 4
+    assert "engine tensorrt cannot be used: it needs a GPU, not --device cpu" in capsys.readouterr().err
+    assert run_stream.main([video, "--model", model, "--device", "cuda:99"]) == 4
+    assert "no engine can run here" in capsys.readouterr().err
 
 
 def test_a_source_that_is_called_like_a_command(tmp_path, monkeypatch, capsys) -> None:
