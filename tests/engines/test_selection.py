@@ -15,6 +15,7 @@ from engines.engine import EngineLoadError, EngineOptions
 from engines.nvidia_driver import Gpu, NvidiaDriver, _ask, find_nvidia_driver
 from engines.plan_cache import PlanCacheError
 from engines.selection import AUTO_ORDER, Library, ThisMachine, _cuda_of_torch, candidate, candidates, open_selected
+from kernels.native.compile import host_library
 from tests.engines.graphs import add_graph
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -287,6 +288,38 @@ class DriverLibrary:
 def test_a_driver_is_read() -> None:
     found = _ask(DriverLibrary(cuda=12080, gpus=(H100, A10)), "570.1")  # type: ignore[arg-type]
     assert found == NvidiaDriver(version="570.1", cuda=(12, 8), gpus=(H100, A10))
+
+
+DRIVER_SOURCE = """
+#include <cstddef>
+#include <cstring>
+#define API extern "C" __attribute__((visibility("default"))) int
+typedef int CUdevice;
+API cuInit(unsigned int flags) { return flags; }
+API cuDriverGetVersion(int* version) { *version = 13000; return 0; }
+API cuDeviceGetCount(int* count) { *count = 2; return 0; }
+API cuDeviceGet(CUdevice* device, int ordinal) { *device = 40 + ordinal; return 0; }
+API cuDeviceGetName(char* name, int size, CUdevice device) {
+    std::strncpy(name, device == 40 ? "NVIDIA H100" : "NVIDIA A10", size);
+    return 0;
+}
+API cuDeviceGetAttribute(int* value, int attribute, CUdevice device) {
+    *value = device == 40 ? (attribute == 75 ? 9 : 0) : (attribute == 75 ? 8 : 6);
+    return 0;
+}
+API cuDeviceTotalMem_v2(size_t* bytes, CUdevice device) {
+    *bytes = (size_t)(device == 40 ? 80 : 24) << 30;
+    return 0;
+}
+"""
+
+
+def test_a_driver_is_read_through_its_c_interface(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The signatures of cuda.h, in a library that g++ made: ctypes passes what a driver would take."""
+    monkeypatch.setenv("POSE2SEG_CACHE", str(tmp_path / "cache"))
+    source = tmp_path / "driver.cpp"
+    source.write_text(DRIVER_SOURCE)
+    assert _ask(host_library(source), "580.1").gpus == (H100, A10)
 
 
 @pytest.mark.parametrize(
