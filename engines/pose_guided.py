@@ -11,11 +11,12 @@ gives it; the latter's own people are not looked at.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from engines.artifact import Artifact, open_graph
+from engines.device import Array, Device, HostDevice, device_of
 from engines.engine import DEFAULT_OPTIONS, Engine, EngineOptions
 from kernels.coordinates import F32, U8
 from kernels.letterbox import letterbox, plan_letterbox
@@ -34,6 +35,8 @@ class PoseGuidedModel:
     picture_engine: Engine
     """Of the graph features (family `paper`) or keypoints (family `live`)."""
     segment_engine: Engine
+    device: Device = field(default_factory=HostDevice)
+    """Where both engines work; the features stay there."""
 
     @property
     def has_random_weights(self) -> bool:
@@ -62,8 +65,8 @@ class PoseGuidedMasks:
 class PictureFeatures:
     """What the segment graph needs to know of a picture."""
 
-    features: F32
-    """(1, C, h, w)."""
+    features: Array
+    """(1, C, h, w) on the model's device."""
     input_from_frame: F32
     """(2, 3): frame px to input px."""
     whole_window: F32
@@ -85,7 +88,12 @@ def open_pose_guided(
     except BaseException:
         picture_engine.close()
         raise
-    return PoseGuidedModel(artifact=artifact, picture_engine=picture_engine, segment_engine=segment_engine)
+    return PoseGuidedModel(
+        artifact=artifact,
+        picture_engine=picture_engine,
+        segment_engine=segment_engine,
+        device=device_of(picture_engine, segment_engine),
+    )
 
 
 def picture_features(model: PoseGuidedModel, image: U8) -> PictureFeatures:
@@ -109,7 +117,7 @@ def picture_features(model: PoseGuidedModel, image: U8) -> PictureFeatures:
         plan = plan_letterbox(height, width, long_side=artifact.long_side, multiple=artifact.input_multiple)
         pixels, input_from_frame = letterbox(image, plan), plan.input_from_frame
         window = whole_frame_roi(height, width, artifact.roi_size)
-    features = model.picture_engine.run({"image": pixels[None]})["features"]
+    features = model.device.run(model.picture_engine, {"image": pixels[None]})["features"]
     return PictureFeatures(features=features, input_from_frame=input_from_frame, whole_window=window)
 
 
@@ -142,7 +150,14 @@ def masks_from_poses(model: PoseGuidedModel, image: U8, keypoints: F32) -> PoseG
     feeds = segment_feeds(
         usable, usable[..., 2], fit.roi_from_frame, picture.input_from_frame, artifact.feature_from_input
     )
-    outputs = model.segment_engine.run({"features": picture.features, **feeds})
+    most = int(getattr(model.segment_engine, "limits", {}).get("N", 0)) or len(keypoints)
+    parts = []
+    for start in range(0, len(keypoints), most):
+        some = {name: feed[start : start + most] for name, feed in feeds.items()}
+        outputs = model.device.run(model.segment_engine, {"features": picture.features, **some})
+        parts.append(model.device.to_host(outputs))
     return PoseGuidedMasks(
-        probabilities=outputs["probabilities"], scores=outputs["scores"], roi_from_frame=fit.roi_from_frame
+        probabilities=np.concatenate([part["probabilities"] for part in parts]),
+        scores=np.concatenate([part["scores"] for part in parts]),
+        roi_from_frame=fit.roi_from_frame,
     )

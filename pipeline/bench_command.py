@@ -31,9 +31,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from engines import ENGINE_NAMES, PRECISIONS, EngineLoadError
+from engines import ENGINE_NAMES, PRECISIONS, EngineLoadError, EngineOptions, load_artifact
 from engines.device import Ceilings, Device, device_of
 from engines.graph_cost import graph_cost
+from engines.pose_guided import masks_from_poses, open_pose_guided
 from kernels.coordinates import F32, U8
 from kernels.letterbox import plan_letterbox
 from kernels.pose_fit import PAPER_TEMPLATES
@@ -392,6 +393,13 @@ def main(arguments: Sequence[str]) -> int:
     if roofline is not None:
         console.print(roofline_line(roofline))
     document = document_of(options, outcomes, device_name, roofline)
+    if flags.paper is not None:
+        document["paper"] = [run_paper(options, flags.paper, count) for count in options.people or (4,)]
+        for measured in document["paper"]:
+            console.print(
+                "{model}, {weights}, keypoints given, {people} people: {fps:.1f} FPS, p50 {p50:.2f} ms, "
+                "p95 {p95:.2f} ms".format(**measured)
+            )
     if flags.json is not None:
         flags.json.parent.mkdir(parents=True, exist_ok=True)
         flags.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
@@ -461,6 +469,50 @@ def stages_table(outcomes: Sequence[Outcome]) -> Table:
     for outcome in outcomes:
         table.add_row(_name_of(outcome.case), *(f"{stage.p50_ms:.2f}" for stage in outcome.stages))
     return table
+
+
+def run_paper(options: BenchOptions, folder: Path, people: int) -> dict[str, Any]:
+    """The paper's own measure: a picture and its keypoints are given, masks in their windows come out, one at a time.
+
+    Args:
+        options: engine and time of the run.
+        folder: a model, of either family.
+        people: in the picture.
+    """
+    settings = options.settings
+    model = open_pose_guided(
+        load_artifact(folder),
+        engine=settings.engine,
+        options=EngineOptions(device=settings.device, precision=settings.precision, threads=settings.threads),
+    )
+    try:
+        side = model.artifact.long_side
+        image: U8 = cv2.resize(memory_images(1)[0], (side, side))
+        keypoints = standing_people(people, side, side)
+        keypoints[..., 2] = np.where(keypoints[..., 2] > 0, 2.0, 0.0)
+        for _ in range(3):
+            masks_from_poses(model, image, keypoints)
+        times_ms: list[float] = []
+        started = time.perf_counter()
+        while not times_ms or time.perf_counter() - started < options.seconds:
+            begin = time.perf_counter()
+            masks_from_poses(model, image, keypoints)
+            times_ms.append((time.perf_counter() - begin) * 1e3)
+        p50, p95, p99 = _percentiles(times_ms)
+        return {
+            "model": f"family {model.artifact.family}, {side} x {side}",
+            "weights": "random weights" if model.has_random_weights else "trained weights",
+            "engine": model.picture_engine.name,
+            "people": people,
+            "batch": 1,
+            "frames": len(times_ms),
+            "fps": 1e3 * len(times_ms) / sum(times_ms),
+            "p50": p50,
+            "p95": p95,
+            "p99": p99,
+        }
+    finally:
+        model.close()
 
 
 def measure_roofline(options: BenchOptions) -> Roofline | None:
@@ -615,6 +667,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", metavar="D", help="cpu, cuda or cuda:N")
     parser.add_argument("--decode", choices=("auto", "cpu", "gpu"), default="auto", help="what decodes --source")
     parser.add_argument("--model", type=Path, metavar="DIR", help="model folder")
+    parser.add_argument(
+        "--paper", type=Path, metavar="DIR", help="also time this model with keypoints given, as the paper does"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="cores each network may use")
     parser.add_argument("--long-side", type=int, metavar="PX", help="long side of the network input")
     parser.add_argument("--json", type=Path, metavar="F.json", help="write all figures")

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engines import default_artifact
 from kernels.pose_fit import PAPER_TEMPLATES, fit_poses, prepare_templates, whole_frame_roi
 from pipeline import bench_command as bench
 from pipeline.errors import SettingsError, SourceError
@@ -66,6 +67,16 @@ def test_a_video_is_measured_with_its_outputs(tmp_path) -> None:
     assert outcome["people"] is None
     assert outcome["frames"] == 12  # every frame of the file, whatever --seconds says
     assert outcome["stages"]["write"]["p50_ms"] > 0
+
+
+def test_the_papers_own_measure(tmp_path, capsys) -> None:
+    figures = tmp_path / "bench.json"
+    arguments = ["--seconds", "0.3", "--people", "3", "--long-side", "96", "--engine", "onnx", "--json", str(figures)]
+    assert bench.main([*arguments, "--paper", str(default_artifact())]) == 0
+    (measured,) = json.loads(figures.read_text())["paper"]
+    assert (measured["people"], measured["batch"], measured["weights"]) == (3, 1, "trained weights")
+    assert measured["fps"] == pytest.approx(1e3 / measured["p50"], rel=1.0)
+    assert "keypoints given, 3 people" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
