@@ -9,6 +9,7 @@ grouping have done their work on the frame, so that their cost is in the figures
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -38,6 +39,7 @@ from engines.pose_guided import masks_from_poses, open_pose_guided
 from kernels.coordinates import F32, U8
 from kernels.letterbox import plan_letterbox
 from kernels.pose_fit import PAPER_TEMPLATES
+from kernels.roi_inputs import segment_feeds
 from pipeline.build import Model, model_stages, open_model
 from pipeline.command_line import SettingsParser
 from pipeline.errors import EXIT_OK, SettingsError
@@ -393,6 +395,12 @@ def main(arguments: Sequence[str]) -> int:
     if roofline is not None:
         console.print(roofline_line(roofline))
     document = document_of(options, outcomes, device_name, roofline)
+    document["segment"] = [compare_segment(options, count) for count in options.people or (1, 5, 20)]
+    for compared in document["segment"]:
+        console.print(
+            "segment network, {people} people: {together_ms:.2f} ms in one call, {one_by_one_ms:.2f} ms one by one as "
+            "published ({ratio:.1f}x)".format(**compared)
+        )
     if flags.paper is not None:
         document["paper"] = [run_paper(options, flags.paper, count) for count in options.people or (4,)]
         for measured in document["paper"]:
@@ -423,8 +431,7 @@ def run_all(options: BenchOptions, console: Console) -> tuple[list[Outcome], Fra
     people: tuple[int | None, ...] = options.people or ((None,) if options.source is not None else (1, 5, 20))
     outcomes: list[Outcome] = []
     last: FrameResult | None = None
-    logging.getLogger("engines").setLevel(logging.WARNING)  # what runs was said once
-    with tempfile.TemporaryDirectory(prefix="pose2seg-bench-") as name:
+    with tempfile.TemporaryDirectory(prefix="pose2seg-bench-") as name, _without_engine_lines():
         folder = Path(name)
         warm = replace(options, seconds=min(1.0, options.seconds), source=None)
         for batch in options.batches:
@@ -439,6 +446,18 @@ def run_all(options: BenchOptions, console: Console) -> tuple[list[Outcome], Fra
                 outcomes.append(outcome)
                 console.print(f"[dim]{_name_of(case)}: {outcome.fps:.1f} FPS[/dim]")
     return outcomes, last, device_name
+
+
+@contextlib.contextmanager
+def _without_engine_lines() -> Iterator[None]:
+    """What runs the networks was said once; each case opens them again."""
+    engines = logging.getLogger("engines")
+    before = engines.level
+    engines.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        engines.setLevel(before)
 
 
 def results_table(outcomes: Sequence[Outcome], device_name: str) -> Table:
@@ -471,6 +490,51 @@ def stages_table(outcomes: Sequence[Outcome]) -> Table:
     return table
 
 
+def compare_segment(options: BenchOptions, people: int) -> dict[str, Any]:
+    """The segment network for all people of a frame at once, and for one after the other, as the published code does;
+    taking turns, downloads included, medians.
+    """
+    model = open_model(options.settings)
+    try:
+        device = device_of(model.keypoint_engine, model.segment_engine)
+        stages = model_stages(options.settings, model, device)
+        keypoints = GivenPeople(stages[0], people)
+        frame = next(MemorySource(memory_images(1), seconds=60.0).frames())
+        rois = stages[1].process(keypoints.process(frame))
+        poses = rois.poses
+        if poses.features is None:
+            raise RuntimeError("a fresh frame has features")
+        feeds = segment_feeds(
+            poses.keypoints,
+            np.where(rois.joint_visible, 2.0, 0.0),
+            rois.roi_from_frame,
+            poses.letterbox.input_from_frame,
+            model.artifact.feature_from_input,
+        )
+        maps = poses.features.maps
+        most = int(getattr(model.segment_engine, "limits", {}).get("N", 0)) or people
+
+        def in_calls_of(count: int) -> float:
+            begin = time.perf_counter()
+            for start in range(0, people, count):
+                some = {name: feed[start : start + count] for name, feed in feeds.items()}
+                device.to_host(device.run(model.segment_engine, {"features": maps, **some}))
+            return (time.perf_counter() - begin) * 1e3
+
+        for count in (most, 1):
+            in_calls_of(count)
+        together: list[float] = []
+        one_by_one: list[float] = []
+        started = time.perf_counter()
+        while len(together) < 5 or time.perf_counter() - started < options.seconds / 2:
+            together.append(in_calls_of(most))
+            one_by_one.append(in_calls_of(1))
+    finally:
+        model.close()
+    first, second = percentile(sorted(together), 0.5), percentile(sorted(one_by_one), 0.5)
+    return {"people": people, "together_ms": first, "one_by_one_ms": second, "ratio": second / first}
+
+
 def run_paper(options: BenchOptions, folder: Path, people: int) -> dict[str, Any]:
     """The paper's own measure: a picture and its keypoints are given, masks in their windows come out, one at a time.
 
@@ -487,7 +551,7 @@ def run_paper(options: BenchOptions, folder: Path, people: int) -> dict[str, Any
     )
     try:
         side = model.artifact.long_side
-        image: U8 = cv2.resize(memory_images(1)[0], (side, side))
+        image = cv2.resize(memory_images(1)[0], (side, side)).astype(np.uint8)
         keypoints = standing_people(people, side, side)
         keypoints[..., 2] = np.where(keypoints[..., 2] > 0, 2.0, 0.0)
         for _ in range(3):

@@ -52,6 +52,10 @@ def test_figures_of_frames_in_memory(tmp_path, capsys) -> None:
         assert {"decode", "keypoints", "affine", "segment", "compose", "write"} == set(outcome["stages"])
     assert document["outcomes"][0]["alone_ms"]["p50"] > 0
     assert document["outcomes"][1]["alone_ms"] is None
+    (compared,) = document["segment"]
+    assert compared["people"] == 2
+    assert compared["ratio"] == pytest.approx(compared["one_by_one_ms"] / compared["together_ms"])
+    assert document["roofline"]["person_macs"] > 1e8
     drawn = cv2.imread(str(picture))
     assert drawn is not None and drawn.shape[1] == 1280 and len(np.unique(drawn)) > 10
     printed = capsys.readouterr().out
