@@ -45,6 +45,10 @@ TORCH_NETWORK: Final = {"rtol": 1e-4, "atol": 1e-4}
 #: The same for positions in px of an input of 512 px.
 TORCH_POSITION_PX: Final = 1e-2
 
+#: The same on a GPU: cuDNN's fastest algorithms also transform (Winograd), which costs another digit.
+TORCH_CUDA_NETWORK: Final = {"rtol": 1e-3, "atol": 1e-3}
+TORCH_CUDA_POSITION_PX: Final = 5e-2
+
 #: A frame px whose interpolated probability is this near to the threshold may fall on either side: float32 ROI
 #: coordinates from a float64 corner of each tile, times a slope of at most 1 per px.
 NEAR_THRESHOLD: Final = 1e-4
