@@ -1,8 +1,9 @@
 """How much poses look like one person a moment later: what ids are given by.
 
-Half object keypoint similarity (OKS) over the joints both poses show, with spreads made wider for motion, half the
-overlap of the boxes around their joints. Whoever comes back from behind somebody is not quite where expected: for them
-there is a measure of distance and size. Convention: x, y in px of any one frame.
+Object keypoint similarity (OKS) over the joints both poses show, with spreads made wider for motion, and for a tenth
+the overlap of the boxes around their joints; the boxes alone where there are too few joints. Whoever comes back from
+behind somebody is not quite where expected: for them there is a measure of distance and size. Convention: x, y in px
+of any one frame.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from kernels.pose_decoding import OKS_SPREADS
 
 MOTION_SLACK = 4.0  # OKS spreads are made for annotation noise; between two frames people move more than that
 SLACK_PER_S = 4.0  # the longer unseen, the less is known about where somebody is
-BOX_WEIGHT = 0.5
+BOX_WEIGHT = 0.1
+LONE_BOX_WEIGHT = 0.5  # where fewer than three joints can be compared
+AREA_OF_SIZE = 0.4  # body area over squared body size: somebody seen from the side is narrow, not small
 MIN_SHARED_JOINTS = 3
 RETURN_REACH_S = 0.3  # somebody lost is looked for within (this + the time unseen, s) x their size
 MAX_SIZE_RATIO = 1.6  # between the size remembered and that of who comes back
@@ -81,6 +84,13 @@ def _boxes(points: F64, visible: Visible) -> F64:
 
 
 @compiled
+def _side(box: F64) -> float:
+    """Longer side of x0, y0, x1, y1."""
+    side: float = max(box[2] - box[0], box[3] - box[1])
+    return side
+
+
+@compiled
 def _similarities(points: F64, visible: Visible, other_points: F64, other_visible: Visible, unseen_s: F64) -> F64:
     boxes, others = _boxes(points, visible), _boxes(other_points, other_visible)
     result = np.zeros((len(points), len(other_points)))
@@ -91,18 +101,20 @@ def _similarities(points: F64, visible: Visible, other_points: F64, other_visibl
             width = min(boxes[n, 2], others[m, 2]) - max(boxes[n, 0], others[m, 0])
             height = min(boxes[n, 3], others[m, 3]) - max(boxes[n, 1], others[m, 1])
             overlap = max(0.0, width) * max(0.0, height)
-            similarity = BOX_WEIGHT * overlap / (area + other_area - overlap)
+            box_overlap = overlap / (area + other_area - overlap)
+            size = (_side(boxes[n]) + _side(others[m])) / 2.0
             slack = MOTION_SLACK * (1.0 + SLACK_PER_S * max(unseen_s[m], 0.0))
             shared, total = 0, 0.0
             for j in range(points.shape[1]):
                 if visible[n, j] and other_visible[m, j]:
                     dx, dy = points[n, j, 0] - other_points[m, j, 0], points[n, j, 1] - other_points[m, j, 1]
-                    variance = (area + other_area) / 2.0 * (slack * OKS_SPREADS[j] / 2.0) ** 2
+                    variance = AREA_OF_SIZE * size * size * (slack * OKS_SPREADS[j] / 2.0) ** 2
                     total += np.exp(-(dx * dx + dy * dy) / (2.0 * variance))
                     shared += 1
             if shared >= MIN_SHARED_JOINTS:
-                similarity += (1.0 - BOX_WEIGHT) * total / shared
-            result[n, m] = similarity
+                result[n, m] = BOX_WEIGHT * box_overlap + (1.0 - BOX_WEIGHT) * total / shared
+            else:
+                result[n, m] = LONE_BOX_WEIGHT * box_overlap
     return result
 
 
@@ -118,7 +130,7 @@ def _return_chances(
     result = np.zeros((len(points), len(expected)))
     shifts = np.empty((2, 2, points.shape[1]))  # from expected, from last; x, y
     for n in range(len(points)):
-        size = max(boxes[n, 2] - boxes[n, 0], boxes[n, 3] - boxes[n, 1])
+        size = _side(boxes[n])
         for m in range(len(expected)):
             if max(size / sizes[m], sizes[m] / size) > MAX_SIZE_RATIO:
                 continue
@@ -156,12 +168,15 @@ def pose_similarities_reference(
         area, other_area = float(np.prod(high - low)), float(np.prod(other_high - other_low))
         sides = np.minimum(high, other_high) - np.maximum(low, other_low)
         overlap = float(np.prod(np.maximum(sides, 0.0)))
-        result[n, m] = BOX_WEIGHT * overlap / (area + other_area - overlap)
+        box_overlap = overlap / (area + other_area - overlap)
+        result[n, m] = LONE_BOX_WEIGHT * box_overlap
         if shared.sum() >= MIN_SHARED_JOINTS:
             slack = MOTION_SLACK * (1.0 + SLACK_PER_S * max(float(unseen_s[m]), 0.0))
-            variances = (area + other_area) / 2.0 * (slack * OKS_SPREADS[shared] / 2.0) ** 2
+            size = (float((high - low).max()) + float((other_high - other_low).max())) / 2
+            variances = AREA_OF_SIZE * size**2 * (slack * OKS_SPREADS[shared] / 2.0) ** 2
             distances2 = ((points[n, shared] - other_points[m, shared]) ** 2).sum(axis=1)
-            result[n, m] += (1.0 - BOX_WEIGHT) * float(np.exp(-distances2 / (2.0 * variances)).mean())
+            oks = float(np.exp(-distances2 / (2.0 * variances)).mean())
+            result[n, m] = BOX_WEIGHT * box_overlap + (1.0 - BOX_WEIGHT) * oks
     return result
 
 

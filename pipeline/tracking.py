@@ -27,10 +27,10 @@ from kernels.pose_similarity import MIN_SHARED_JOINTS, pose_similarities, pose_s
 Bools = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
 MEMORY_S = 2.0
-MIN_SIMILARITY = 0.15  # see kernels/pose_similarity.py; below it a person is somebody new
+MIN_SIMILARITY = 0.1  # see kernels/pose_similarity.py; below it a person is somebody new
 MIN_SIMILARITY_OF_WEAK = 0.3  # a pose too weak to be somebody new must look more like the one it continues
 MAX_REPETITION = 0.4  # a weak pose more similar than this to a sure one repeats it; it would drag hidden people along
-UNSEEN_COST_PER_S = 0.3  # similarity that one second out of sight costs, at most this much
+UNSEEN_COST_PER_S = 0.4  # similarity that one second out of sight costs, at most this much
 LEAST_SIMILARITY = 0.01  # what that leaves of a pair that is similar enough: nobody is ruled out by it
 SPEED_MEMORY_S = 0.2  # the old speed's share falls to 1/e in this time
 SPEED_FADES_S = 2.0  # likewise the speed of somebody unseen: people stop and turn where nobody sees them

@@ -141,3 +141,82 @@ def test_a_half_hidden_pose_says_where_somebody_is_but_not_how_fast() -> None:
         assert assign(tracker, i * EVERY_S, (10 + 6 * i, 20, 60 + 6 * i, 180)) == [1]
     assert assign(tracker, 10 * EVERY_S, (64, 20, 114, 180), weak=(0,)) == [1]  # its joints seem to stand still
     assert assign(tracker, 24 * EVERY_S, (64 + 6 * 14, 20, 114 + 6 * 14, 180)) == [1]
+
+
+def test_who_disappears_takes_nobody_elses_id_along() -> None:
+    """Of two who stand close together either may vanish; the other is still the other, and so is who comes back."""
+    for gone in (0, 1):
+        tracker = PersonTracker()
+        boxes = [(100, 20, 160, 180), (125, 22, 185, 182)]
+        for i in range(10):
+            assert assign(tracker, i * EVERY_S, *boxes) == [1, 2]
+        for i in range(10, 30):
+            assert assign(tracker, i * EVERY_S, boxes[1 - gone]) == [2 - gone], i
+        assert assign(tracker, 30 * EVERY_S, *boxes) == [1, 2]
+
+
+def test_who_stops_behind_somebody_comes_back_as_the_same() -> None:
+    """Hidden for a second, and then on either side: the last speed no longer says where."""
+    for back in (90, 210):
+        tracker = PersonTracker()
+        standing = (140, 20, 200, 180)
+        for i in range(20):
+            assert assign(tracker, i * EVERY_S, standing, (20 + 6 * i, 22, 80 + 6 * i, 182)) == [1, 2]
+        for i in range(20, 45):
+            assert assign(tracker, i * EVERY_S, standing) == [1]
+        assert assign(tracker, 45 * EVERY_S, standing, (back, 22, back + 60, 182)) == [1, 2]
+
+
+def walkers(seed: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Frames of random people who walk, tremble, are missed, weak and half hidden."""
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(1, 6))
+    corner, speed = rng.uniform(0, 500, (count, 2)), rng.normal(0, 5, (count, 2))
+    size = rng.uniform(80, 240, count)
+    frames = []
+    for _ in range(25):
+        corner += speed
+        keypoints = np.full((count, 17, 3), 0.9, np.float32)
+        keypoints[:, :, :2] = corner[:, None] + STANDING * (0.4, 1.0) * size[:, None, None]
+        keypoints[:, :, :2] += rng.normal(0, 0.01, (count, 17, 2)) * size[:, None, None]
+        here = rng.random(count) < 0.8
+        frames.append((keypoints[here], rng.random((count, 17))[here] < 0.8, rng.random(count)[here] < 0.8))
+    return frames
+
+
+def names(frames, change=lambda keypoints: keypoints, order=np.arange) -> list[list[int]]:
+    """Ids in the frames' own order, numbered by first appearance there, whatever was done to the input."""
+    tracker = PersonTracker()
+    known: dict[int, int] = {0: 0}
+    result = []
+    for i, (keypoints, visible, sure) in enumerate(frames):
+        shuffled = order(len(sure))
+        given = tracker.assign(
+            change(keypoints)[shuffled], visible[shuffled], sure[shuffled], clip=0, time_s=i * EVERY_S
+        )
+        ids = np.zeros(len(sure), int)
+        ids[shuffled] = given
+        result.append([known.setdefault(person_id, len(known)) for person_id in ids.tolist()])
+    return result
+
+
+@given(st.integers(0, 10**6))
+def test_the_order_of_the_poses_means_nothing(seed) -> None:
+    frames, rng = walkers(seed), np.random.default_rng(seed)
+    assert names(frames, order=rng.permutation) == names(frames)
+
+
+@given(st.integers(0, 10**6))
+def test_a_mirrored_world_gets_the_same_ids(seed) -> None:
+    frames = walkers(seed)
+    assert names(frames, lambda keypoints: keypoints * np.array([-1, 1, 1], np.float32)) == names(frames)
+
+
+@pytest.mark.parametrize("scale", [2.0, 4.0])
+def test_a_larger_picture_gets_the_same_ids(scale) -> None:
+    """But for a pose at the very threshold: boxes are half a px larger than their joints, at every scale."""
+    same = [
+        names(frames, lambda keypoints: keypoints * np.array([scale, scale, 1], np.float32)) == names(frames)
+        for frames in map(walkers, range(60))
+    ]
+    assert sum(same) >= 59
