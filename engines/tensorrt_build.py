@@ -92,7 +92,7 @@ def build_plan(
     """
     trt = load_library(library) if isinstance(library, str) else library
     path = Path(onnx_path)
-    _require_machine(trt, capabilities)
+    require_machine(trt, capabilities)
     form = _form(trt, affine_align)
     model, precision = prepare_graph(path, options.precision, keep_plugin=form != "function")
     if _node_count(model, NAME) == 0:
@@ -105,7 +105,7 @@ def build_plan(
     logger = logger_of(trt)
     logger.take_errors()
     builder = trt.Builder(logger)
-    network = builder.create_network(_network_flags(trt, form))
+    network = builder.create_network(network_flags(trt, form))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(model.SerializeToString(), str(path)):
         raise EngineLoadError(_parse_problem(trt, path, parser, logger.take_errors()))
@@ -123,7 +123,7 @@ def build_plan(
     if config.add_optimization_profile(profile) < 0:
         raise EngineLoadError(f"{path}: {title_of(trt)} refuses the sizes {shapes}: {reason_in(logger.take_errors())}")
     _set_capabilities(trt, config, capabilities)
-    monitor = _make_monitor(trt, progress) if progress is not None else None
+    monitor = make_monitor(trt, progress) if progress is not None else None
     if monitor is not None:
         config.progress_monitor = monitor
     plan = builder.build_serialized_network(network, config)
@@ -292,7 +292,8 @@ def _node_count(model: onnx.ModelProto, operator: str) -> int:
 # ------------------------------------------------------------------------------------------------------------- library
 
 
-def _require_machine(trt: ModuleType, capabilities: Sequence[str]) -> None:
+def require_machine(trt: ModuleType, capabilities: Sequence[str]) -> None:
+    """Raise EngineLoadError where this library cannot build on this machine."""
     if is_rtx(trt):
         # Asking for this machine's capability where there is none ends the process when a plugin is in the network.
         problem = driver_problem("tensorrt-rtx") if "CURRENT" in capabilities else None
@@ -319,7 +320,8 @@ def _capability(device: str | None) -> tuple[int, int] | None:
     return next((gpu.capability for gpu in find_nvidia_driver().gpus if gpu.index == index), None)
 
 
-def _network_flags(trt: ModuleType, form: str | None) -> int:
+def network_flags(trt: ModuleType, form: str | None) -> int:
+    """Flags of `create_network`: strongly typed everywhere."""
     flag = trt.NetworkDefinitionCreationFlag
     flags = 1 << int(flag.STRONGLY_TYPED)
     if form == "aot":
@@ -373,7 +375,8 @@ def _build_problem(trt: ModuleType, path: Path, errors: Sequence[str]) -> str:
     return f"{path}: {title_of(trt)} could not build a plan ({reason_in(errors)}): {advice}"
 
 
-def _make_monitor(trt: ModuleType, progress: Progress) -> Any:
+def make_monitor(trt: ModuleType, progress: Progress) -> Any:
+    """An `IProgressMonitor` that calls back; `failure` holds what the callback raised."""
     base: Any = trt.IProgressMonitor
 
     class Monitor(base):  # type: ignore[misc]  # the base is known at run time only
