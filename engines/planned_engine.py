@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Literal
@@ -24,6 +22,7 @@ NO_GPU: Final = "none"
 # What decides how a plan comes out; their content is part of its key.
 _BUILDER_SOURCES: Final = (
     "engines/tensorrt_*.py",
+    "engines/torch2trt_converter.py",
     "engines/half_precision.py",
     "kernels/affine_align/*.cu*",
     "kernels/native/*.cuh",
@@ -196,9 +195,15 @@ def build_plan(path: Path, library: str, options: EngineOptions, converter: Conv
     Raises:
         EngineLoadError: see `engines.tensorrt_build.build_plan`, or the converter is not installed.
     """
-    module = importlib.import_module("engines.tensorrt_build" if converter == "onnx" else "engines.torch2trt_converter")
-    made: BuiltPlan = module.build_plan(library, path, options, progress=progress)
-    return made
+    if converter == "onnx":
+        from engines.tensorrt_build import build_plan as build_with_parser
+
+        return build_with_parser(library, path, options, progress=progress)
+    try:
+        from engines.torch2trt_converter import build_plan as build_with_torch2trt
+    except ImportError as error:
+        raise EngineLoadError(f"--converter torch2trt needs torch ({error}): {INSTALL['torch']}") from error
+    return build_with_torch2trt(library, path, options, progress=progress)
 
 
 def load_plan(plan: bytes, library: str, options: EngineOptions) -> Engine:

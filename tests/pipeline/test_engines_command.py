@@ -155,6 +155,14 @@ def test_rtx_builds_without_a_gpu(model) -> None:
     assert {library for _, library, *_ in builder.asked} == {"tensorrt-rtx"}
 
 
+def test_the_other_converter_says_what_to_install(model, capsys) -> None:
+    """torch2trt is on no package index, so no test has it."""
+    pytest.importorskip("tensorrt_rtx")
+    arguments = ["engines", "build", "--engine", "tensorrt-rtx", "--converter", "torch2trt", "--model", model]
+    assert run_stream.main(arguments) == 4
+    assert "torch2trt is not installed: pip install" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("engine", ["tensorrt", "all"])
 def test_nothing_to_build_with(model, engine) -> None:
     with pytest.raises(EngineLoadError, match=r"no plan can be built here .*no NVIDIA driver"):
