@@ -57,6 +57,7 @@ def stream(
     long_side: int | None = None,
     person_threshold: float | None = None,
     joint_threshold: float | None = None,
+    smooth_joints: bool = False,
     mask_threshold: float = 0.5,
     max_frames: int | None = None,
     queue_depth: int = 2,
@@ -81,6 +82,7 @@ def stream(
         long_side: long side of the network input in px; the model's own by default.
         person_threshold: score (0..1) it takes to appear, half of it to stay; the model's own by default.
         joint_threshold: joints below this confidence (0..1) do not guide the mask; the model's own by default.
+        smooth_joints: hold joints that tremble still; masks do not change.
         mask_threshold: mask pixels are those above this probability (0..1).
         max_frames: stop after this many frames.
         queue_depth: frames that may wait between two stages.
@@ -109,6 +111,7 @@ def stream(
         long_side=long_side,
         person_threshold=person_threshold,
         joint_threshold=joint_threshold,
+        smooth_joints=smooth_joints,
         mask_threshold=mask_threshold,
         max_frames=max_frames,
         queue_depth=queue_depth,

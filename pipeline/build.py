@@ -113,7 +113,12 @@ def build(
             source,
             [
                 *model_stages(settings, model, device),
-                ComposeStage(device, mask_threshold=settings.mask_threshold, draw=draws(settings)),
+                ComposeStage(
+                    device,
+                    mask_threshold=settings.mask_threshold,
+                    draw=draws(settings),
+                    smooth_joints=settings.smooth_joints,
+                ),
                 WriteStage(sinks),
             ],
             queue_depth=max(settings.queue_depth, device.frames_per_call),

@@ -71,6 +71,9 @@ class Settings:
     joint_threshold: float | None = _option(
         None, "joints below this confidence (0..1) do not guide the mask; the model's own by default", metavar="P"
     )
+    smooth_joints: bool = _option(
+        False, "hold joints that tremble still, in what is drawn and in what is written; masks do not change"
+    )
     mask_threshold: float = _option(0.5, "mask pixels are those above this probability (0..1)", metavar="P")
     max_frames: int | None = _option(None, "stop after this many frames", metavar="N")
     queue_depth: int = _option(2, "frames that may wait between two stages", metavar="N")

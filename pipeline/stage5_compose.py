@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from kernels.mask_paste import paste_masks
 from pipeline.messages import FrameResult, InstanceMasks
 from pipeline.overlay import MASK_OPACITY, color_of, draw_people
 from pipeline.person import Person
+from pipeline.smoothing import JointSmoother
 
 
 class ComposeStage:
@@ -20,17 +22,20 @@ class ComposeStage:
 
     name = "compose"
 
-    def __init__(self, device: Device, *, mask_threshold: float, draw: bool) -> None:
+    def __init__(self, device: Device, *, mask_threshold: float, draw: bool, smooth_joints: bool = False) -> None:
         """Set up.
 
         Args:
             device: where the probabilities lie.
             mask_threshold: pixels above this probability are person.
             draw: make `FrameResult.drawn`; needless when no output shows pictures.
+            smooth_joints: people get the joints of `pipeline.smoothing`; the masks message keeps those found.
         """
         self._device = device
         self._mask_threshold = mask_threshold
         self._draw = draw
+        self._smooth_joints = smooth_joints
+        self._smoothers: defaultdict[int, JointSmoother] = defaultdict(JointSmoother)  # one for each stream
 
     def open(self) -> None:
         paste_masks(  # compiles
@@ -54,11 +59,16 @@ class ComposeStage:
             paint=_paint(rois.ids, best_first) if self._draw and picture is not None else None,
         )
         bare = replace(masks, rois=replace(rois, poses=replace(poses, features=None)), on_device=None)
+        keypoints = poses.keypoints
+        if self._smooth_joints:
+            keypoints = self._smoothers[frame.stream].smooth(
+                rois.ids, keypoints, rois.joint_visible, clip=frame.clip, time_s=frame.pts_s
+            )
         people = [
             Person(
                 id=int(rois.ids[n]),
                 score=float(scores[n]),
-                keypoints=poses.keypoints[n],
+                keypoints=keypoints[n],
                 joint_visible=rois.joint_visible[n],
                 crop=pasted.crops[n],
                 frame_height=frame.height,

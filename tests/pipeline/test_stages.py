@@ -200,6 +200,26 @@ def test_compose_pastes_each_mask_where_its_window_is() -> None:
     assert iou(result.people[1].mask, (40, 10, 60, 55)) == 1.0
 
 
+@pytest.mark.parametrize("smooth", [False, True])
+def test_smoothed_joints_reach_people_and_nobody_else(smooth) -> None:
+    """Two streams and one id: each remembers its own person."""
+    stage = ComposeStage(HostDevice(), mask_threshold=0.5, draw=False, smooth_joints=smooth)
+    stage.open()
+    boxes, moved = (10, 5, 30, 50), (11, 5, 31, 50)
+    first = stage.process(masks_of(frame(0, height=60, width=80), boxes))
+    other = stage.process(masks_of(replace(frame(0, height=60, width=80), stream=1), (40, 10, 60, 55)))
+    masks = masks_of(frame(1, height=60, width=80), moved)
+    second = stage.process(masks)
+    start, raw = first.masks.rois.poses.keypoints[0], masks.rois.poses.keypoints[0]
+    np.testing.assert_array_equal(first.people[0].keypoints, start)
+    np.testing.assert_array_equal(other.people[0].keypoints, other.masks.rois.poses.keypoints[0])
+    np.testing.assert_array_equal(second.masks.rois.poses.keypoints[0], raw)
+    between = (second.people[0].keypoints[:, 0] > start[:, 0]) & (second.people[0].keypoints[:, 0] < raw[:, 0])
+    assert between.all() == smooth
+    assert (second.people[0].keypoints == raw).all() != smooth
+    assert iou(second.people[0].mask, moved) == 1.0
+
+
 def test_a_score_is_person_times_mask_and_people_come_in_its_falling_order() -> None:
     stage = ComposeStage(HostDevice(), mask_threshold=0.5, draw=False)
     stage.open()
