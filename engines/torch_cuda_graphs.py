@@ -136,12 +136,15 @@ class GraphCache:
         """Input shapes of the graphs that are kept, the oldest use first."""
         return list(self._graphs)
 
-    def run(self, tensors: Sequence[Tensor], compute: Compute, *, capture_now: bool = False) -> list[Tensor]:
+    def run(
+        self, tensors: Sequence[Tensor], compute: Compute, recorded_compute: Compute, *, capture_now: bool = False
+    ) -> list[Tensor]:
         """All outputs for these inputs, as tensors of their own.
 
         Args:
             tensors: the inputs; N at most `max_people`.
             compute: runs the program; called for each set of shapes until it is recorded.
+            recorded_compute: the same, as it is recorded.
             capture_now: record at once.
         """
         people = self._people(tensors)
@@ -156,7 +159,7 @@ class GraphCache:
                 self._calls.popitem(last=False)
             if calls < CALLS_BEFORE_CAPTURE and not capture_now:
                 return compute(tensors)
-            recorded = self._record(key, tensors, compute)
+            recorded = self._record(key, tensors, recorded_compute)
         self._graphs.move_to_end(key)
         self._recorder.begin()
         for spec, buffer, tensor in zip(self._inputs, recorded.inputs, tensors, strict=True):

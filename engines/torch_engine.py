@@ -33,6 +33,7 @@ from engines.engine import (
     TensorSpec,
     check_feeds,
 )
+from engines.torch_convolution_fusion import Chooser, FasterOfBoth
 from engines.torch_cuda_graphs import CudaRecorder, GraphCache, Recorder, fits, ieee_float32
 from engines.torch_graph import read_graph
 from engines.torch_operation import Unsupported
@@ -62,6 +63,7 @@ class TorchEngine:
         options: EngineOptions = DEFAULT_OPTIONS,
         *,
         recorder: Recorder | None = None,
+        chooser: Chooser | None = None,
     ) -> None:
         """Load the graph.
 
@@ -71,6 +73,8 @@ class TorchEngine:
                 On the CPU `threads` is set for the time of each call: PyTorch's number of threads belongs to the
                 whole process, so other PyTorch work beside a call sees it, too.
             recorder: records the calls; None is CUDA graphs on a GPU and none on the CPU.
+            chooser: how convolutions with an activation are computed in calls that are recorded; None is what measures
+                faster on a GPU, and in parts on the CPU.
 
         Raises:
             EngineLoadError: no such device, a file that is damaged or not ours to read, or an operator that is
@@ -95,9 +99,10 @@ class TorchEngine:
         self._limits = {
             name: size for name, size in (("B", options.max_batch), ("N", options.max_people)) if name in named
         }
-        self._programs: OrderedDict[tuple[tuple[int, ...], ...], Program] = OrderedDict()
+        self._programs: OrderedDict[tuple[bool, tuple[tuple[int, ...], ...]], Program] = OrderedDict()
         if recorder is None and on_gpu:
             recorder = CudaRecorder(self._device)
+        self._chooser = FasterOfBoth(self._device) if chooser is None and on_gpu else chooser
         self._graphs = (
             None
             if recorder is None
@@ -177,21 +182,29 @@ class TorchEngine:
     def _compute(self, tensors: Sequence[Tensor], *, capture_now: bool = False) -> list[Tensor]:
         with torch.no_grad(), self._flags(), self._limited_threads():
             if self._graphs is not None and self._is_recordable(tensors):
-                return self._graphs.run(tensors, self._eager, capture_now=capture_now)
+                return self._graphs.run(tensors, self._eager, self._tuned, capture_now=capture_now)
             return self._eager(tensors)
 
     def _eager(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        return self._program(tensors, tuned=False).run(tensors)
+
+    def _tuned(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """What is recorded: the choice between ways to compute takes time, and pays from the second call on."""
+        return self._program(tensors, tuned=self._chooser is not None).run(tensors)
+
+    def _program(self, tensors: Sequence[Tensor], *, tuned: bool) -> Program:
         assert self._prepared is not None  # noqa: S101  run checks it
-        key = tuple(tuple(tensor.shape) for tensor in tensors)
+        shapes = tuple(tuple(tensor.shape) for tensor in tensors)
+        key = (tuned, shapes)
         program = self._programs.get(key)
         if program is None:
-            names = (spec.name for spec in self._inputs)
-            program = compile_program(self._prepared, dict(zip(names, key, strict=True)))
+            named = dict(zip((spec.name for spec in self._inputs), shapes, strict=True))
+            program = compile_program(self._prepared, named, self._chooser if tuned else None)
             while len(self._programs) >= MAX_PROGRAMS:
                 self._programs.popitem(last=False)
             self._programs[key] = program
         self._programs.move_to_end(key)
-        return program.run(tensors)
+        return program
 
     def _is_recordable(self, tensors: Sequence[Tensor]) -> bool:
         images = (tensor for tensor in tensors if tensor.ndim == 4 and tensor.dtype == torch.uint8)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -49,6 +49,23 @@ class Operand:
     non_negative: bool = False
 
 
+class Convolution(NamedTuple):
+    """Parameters of a two-dimensional convolution.
+
+    Attributes:
+        strides, padding, dilations: rows, columns.
+        groups: of channels.
+        border: zeros around the input, (left, right, top, bottom) px, where they are not the same on both sides;
+            `padding` is zero then.
+    """
+
+    strides: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilations: tuple[int, ...]
+    groups: int
+    border: tuple[int, int, int, int] | None
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class Operation:
     """One node while its function is built.
@@ -60,6 +77,8 @@ class Operation:
         arguments: indices of the operands that the function is called with.
         channels_last: indices among `arguments` of known operands that should be stored channels-last.
         in_place: the same function over its first argument's memory, where there is one.
+        convolution: what the function does, where it is one.
+        clamp: (lowest, highest) that the function limits to, where it does that; None is no limit.
     """
 
     node: Node
@@ -68,6 +87,8 @@ class Operation:
     arguments: list[int] = field(init=False)
     channels_last: set[int] = field(default_factory=set)
     in_place: Function | None = None
+    convolution: Convolution | None = None
+    clamp: tuple[float | None, float | None] | None = None
     _read: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:

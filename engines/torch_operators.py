@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import operator as python
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +18,17 @@ import engines.torch_shape_operators  # noqa: F401  registers its operators
 import kernels.affine_align.torch_op  # noqa: F401  registers pose2seg::affine_align
 from engines.engine import EngineLoadError
 from engines.torch_graph import TORCH_DTYPE
-from engines.torch_operation import OPERATORS, Builder, Function, Operand, Operation, operator, same
-
-CHANNELS_LAST: Final = torch.channels_last
+from engines.torch_operation import (
+    CHANNELS_LAST,
+    OPERATORS,
+    Builder,
+    Convolution,
+    Function,
+    Operand,
+    Operation,
+    operator,
+    same,
+)
 
 # --- convolutions and pooling ---------------------------------------------------------------------------------------
 
@@ -72,12 +80,13 @@ def _conv(op: Operation) -> Function:
     groups, pads = op.attribute("group", 1), _window_pads(op, size, kernel, strides)
     op.channels_last.add(1)
     symmetric = _is_symmetric(pads)
-    padding = pads[:2] if symmetric else [0, 0]
-    border = _pad_2d(pads)
+    padding = (pads[0], pads[1]) if symmetric else (0, 0)
+    border = None if symmetric else _pad_2d(pads)
+    op.convolution = Convolution(tuple(strides), padding, tuple(dilations), groups, border)
 
     def conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         x = x.contiguous(memory_format=CHANNELS_LAST)
-        if not symmetric:
+        if border is not None:
             x = F.pad(x, border)
         return torch.conv2d(x, weight, bias, strides, padding, dilations, groups)
 
@@ -352,7 +361,7 @@ OPERATORS.update(
 
 @operator("Relu")
 def _relu(op: Operation) -> Function:
-    op.in_place = torch.relu_
+    op.in_place, op.clamp = torch.relu_, (0, None)
     return torch.relu
 
 
@@ -395,7 +404,7 @@ def _clip(op: Operation) -> Function | None:
     if not dynamic and low is None and high is None:
         return None
     if not dynamic:
-        op.in_place = lambda x: torch.clamp_(x, low, high)
+        op.in_place, op.clamp = (lambda x: torch.clamp_(x, low, high)), (low, high)
         return lambda x: torch.clamp(x, low, high)
 
     def clip(x: Tensor, *given: Tensor) -> Tensor:

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from engines.engine import EngineLoadError, TensorSpec
+from engines.torch_convolution_fusion import ActivatedConvolution, Chooser
 from engines.torch_graph import TORCH_DTYPE, Graph, Node
-from engines.torch_operation import MAX_FOLDED_ELEMENTS, OPERATORS, Operand, Operation
-from engines.torch_operators import CHANNELS_LAST, build
+from engines.torch_operation import CHANNELS_LAST, MAX_FOLDED_ELEMENTS, OPERATORS, Convolution, Operand, Operation
+from engines.torch_operators import build
 
 PRODUCTS: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 """Operators that half precision makes faster."""
@@ -43,13 +44,27 @@ _FLOATS = frozenset({torch.float32, torch.float16, torch.bfloat16})
 
 
 class Step(NamedTuple):
-    """One torch call: slots read, slots written (-1 where nobody wants the result), slots that are free afterwards."""
+    """One torch call.
+
+    Attributes:
+        label: the node, for error messages.
+        function: the call.
+        arguments: slots read.
+        results: slots written; -1 where nobody wants the result.
+        frees: slots that are not needed afterwards.
+        operator: ONNX name; "" for a change of type.
+        convolution: what the call does, where it is one.
+        clamp: what the call limits to, where it does that.
+    """
 
     label: str
     function: Callable[..., Any]
     arguments: tuple[int, ...]
     results: tuple[int, ...]
     frees: tuple[int, ...] = ()
+    operator: str = ""
+    convolution: Convolution | None = None
+    clamp: tuple[float | None, float | None] | None = None
 
 
 class StepFailed(RuntimeError):
@@ -192,18 +207,21 @@ class PreparedGraph:
         self._on_device.clear()
 
 
-def compile_program(prepared: PreparedGraph, shapes: Mapping[str, Sequence[int]]) -> Program:
+def compile_program(
+    prepared: PreparedGraph, shapes: Mapping[str, Sequence[int]], choose: Chooser | None = None
+) -> Program:
     """Specialise a graph for one set of input shapes.
 
     Args:
         prepared: the graph.
         shapes: shape of each input.
+        choose: how convolutions with an activation are computed; None is in parts.
 
     Raises:
         EngineLoadError: a node uses what is not handled.
         StepFailed: a node does not work with these shapes.
     """
-    return _Compiler(prepared, shapes).finish()
+    return _Compiler(prepared, shapes).finish(choose)
 
 
 def try_program(prepared: PreparedGraph, shapes: Mapping[str, Sequence[int]]) -> None:
@@ -280,7 +298,7 @@ class _Compiler:
     def __init__(self, prepared: PreparedGraph, shapes: Mapping[str, Sequence[int]]) -> None:
         self._prepared = prepared
         self._steps: list[Step] = []
-        self._slots = 0
+        self._metas: list[Tensor] = []  # of every slot
         self._constants: dict[tuple[int, bool], int] = {}  # id of a CPU tensor, channels-last -> slot
         self._constant_sources: list[tuple[int, str, Tensor, bool]] = []
         self._casts: dict[tuple[int, torch.dtype], int] = {}
@@ -294,16 +312,16 @@ class _Compiler:
         for spec in prepared.inputs:
             dtype = torch.from_numpy(np.empty(0, spec.dtype)).dtype
             meta = torch.empty(tuple(shapes[spec.name]), dtype=dtype, device="meta")
-            self._values[spec.name] = _Value(Operand(tensor=meta, known=False), self._new_slot())
+            self._values[spec.name] = _Value(Operand(tensor=meta, known=False), self._new_slot(meta))
             self._inputs.append(self._values[spec.name].slot)
         for node in prepared.nodes:
             self._add(node)
         self._outputs = [self._output(spec) for spec in prepared.outputs]
 
-    def finish(self) -> Program:
+    def finish(self, choose: Chooser | None) -> Program:
         """Drop what nobody reads, say when each value is no longer needed, and bring the constants to the device."""
         steps, read = [], set(self._outputs)
-        for step in reversed(self._steps):
+        for step in reversed(self._steps if choose is None else self._fused(choose)):
             if not any(slot in read for slot in step.results):
                 continue
             frees = []
@@ -313,15 +331,62 @@ class _Compiler:
                     read.add(slot)
                     frees.append(slot)
             steps.append(step._replace(frees=tuple(frees), results=results))
-        template: list[Tensor | None] = [None] * self._slots
+        template: list[Tensor | None] = [None] * len(self._metas)
         for slot, name, tensor, channels_last in self._constant_sources:
             if slot in read:
                 template[slot] = self._prepared.constant(name, tensor, channels_last=channels_last)
         return Program(tuple(steps[::-1]), template, tuple(self._inputs), tuple(self._outputs))
 
-    def _new_slot(self) -> int:
-        self._slots += 1
-        return self._slots - 1
+    def _fused(self, choose: Chooser) -> list[Step]:
+        """The steps with convolution, sum and activation as one, where nobody reads what is between them."""
+        readers: dict[int, list[int]] = {slot: [-1] for slot in self._outputs}
+        for position, step in enumerate(self._steps):
+            for slot in step.arguments:
+                readers.setdefault(slot, []).append(position)
+        steps: list[Step | None] = list(self._steps)
+        for first, step in enumerate(self._steps):
+            if step.convolution is None:
+                continue
+            chain = [first]
+            while len(chain) < 3 and len(readers.get(self._steps[chain[-1]].results[0], [])) == 1:
+                (following,) = readers[self._steps[chain[-1]].results[0]]
+                if following < 0 or steps[following] is not self._steps[following]:  # an output, or already joined
+                    break
+                if self._steps[following].operator != "Add" and self._steps[following].clamp is None:
+                    break
+                chain.append(following)
+                if self._steps[following].clamp is not None:
+                    break
+            fused = self._fusion(step, [self._steps[position] for position in chain[1:]], choose)
+            if fused is not None:
+                for position in chain[:-1]:
+                    steps[position] = None
+                steps[chain[-1]] = fused
+        return [step for step in steps if step is not None]
+
+    def _fusion(self, convolution: Step, others: Sequence[Step], choose: Chooser) -> Step | None:
+        """One step in place of a convolution, perhaps a sum, and an activation; None where they are something else."""
+        if not others or others[-1].clamp is None or others[-1].clamp[0] != 0 or convolution.convolution is None:
+            return None
+        arguments = convolution.arguments
+        if len(others) == 2:
+            (mine,) = convolution.results
+            other = [slot for slot in others[0].arguments if slot != mine]
+            if len(other) != 1 or len(others[0].arguments) != 2:
+                return None  # a number, or the same twice
+            ours, theirs = self._metas[mine], self._metas[other[0]]
+            if (ours.shape, ours.dtype) != (theirs.shape, theirs.dtype):
+                return None
+            arguments = (*arguments, other[0])
+        wanted = ActivatedConvolution(
+            convolution.convolution, len(convolution.arguments) == 3, len(others) == 2, others[-1].clamp[1]
+        )
+        function = choose(wanted, [self._metas[slot] for slot in arguments])
+        return Step(convolution.label, function, arguments, others[-1].results, operator="Conv")
+
+    def _new_slot(self, meta: Tensor) -> int:
+        self._metas.append(meta)
+        return len(self._metas) - 1
 
     def _add(self, node: Node) -> None:
         values = [self._values[name] if name else None for name in node.inputs]
@@ -411,8 +476,9 @@ class _Compiler:
             function = operation.in_place
         results = function(*metas)
         results = results if isinstance(results, tuple) else (results,)
-        written = tuple(self._new_slot() for _ in results)
-        self._steps.append(Step(str(node), function, tuple(slots), written))
+        written = tuple(self._new_slot(result) for result in results)
+        step = Step(str(node), function, tuple(slots), written, operator=node.operator)
+        self._steps.append(step._replace(convolution=operation.convolution, clamp=operation.clamp))
         first = values[0]
         inherits = node.operator in _VIEWS and first is not None and first.operand.non_negative
         for position, (slot, result) in enumerate(zip(written, results, strict=True)):
@@ -437,14 +503,14 @@ class _Compiler:
             return value.slot
         key = (value.slot, dtype)
         if key not in self._casts:
-            self._casts[key] = self._new_slot()
+            self._casts[key] = self._new_slot(value.operand.tensor.to(dtype))
             self._steps.append(Step("cast", lambda x: x.to(dtype), (value.slot,), (self._casts[key],)))
         return self._casts[key]
 
     def _constant_slot(self, tensor: Tensor, channels_last: bool, name: str) -> int:
         key = (id(tensor), channels_last)
         if key not in self._constants:
-            self._constants[key] = self._new_slot()
+            self._constants[key] = self._new_slot(tensor.to("meta"))
             self._constant_sources.append((self._constants[key], name, tensor, channels_last))  # also keeps its id
         return self._constants[key]
 

@@ -343,7 +343,7 @@ def test_least_used_programs_go_first(tmp_path: Path, monkeypatch: pytest.Monkey
     engine = TorchEngine(path, ON_CPU)
     for n in (1, 2, 1, 3):
         engine.run({"left": np.ones((n, 3), np.float32), "right": np.ones((n, 3), np.float32)})
-    assert [key[0][0] for key in engine._programs] == [1, 3]
+    assert [shapes[0][0] for _, shapes in engine._programs] == [1, 3]
 
 
 # --- CUDA graphs, by hand -------------------------------------------------------------------------------------------
@@ -458,7 +458,8 @@ def test_graphs_that_are_not_used_go_first() -> None:
     specs = (TensorSpec("x", np.dtype(np.float32), ("A",)),)
     cache = GraphCache(ByHand(), specs, specs, max_people=4, max_graphs=2)
     for size in (1, 2, 1, 3, 4):
-        (result,) = cache.run([torch.full((size,), 2.0)], lambda tensors: [tensors[0] * 3], capture_now=True)
+        tensors = [torch.full((size,), 2.0)]
+        (result,) = cache.run(tensors, list, lambda tensors: [tensors[0] * 3], capture_now=True)
         assert torch.equal(result, torch.full((size,), 6.0))
     assert cache.recorded == [((3,),), ((4,),)]
     assert MAX_GRAPHS >= 6 * 8  # every number of people with every batch of 8 fits
