@@ -50,6 +50,7 @@ PEOPLE = (("ccp", 25), ("humanseg", 25), ("coco_mini_train", 5))
 BACKGROUNDS = "coco_mini_train/backgrounds"
 MIN_JOINTS, MIN_HEIGHT_PX, MIN_ASPECT = 14, 100, 1.6
 JUMP = 0.05  # of the body height between two frames: a joint found elsewhere, no trembling
+RESTING = 0.1  # body heights a second
 BOX_MARGIN = 0.1  # joints lie inside a body: what a box tracker gets is a little larger than their box
 REPORTED = range(1000, 1120)
 SHEET_COLUMNS, SHEET_WIDTH_PX = 8, 320
@@ -209,7 +210,7 @@ def box_tracker(clip: Clip, thresholds: Thresholds, *, kind: str, **options: Any
     tracker = kinds[kind](
         frame_rate=clip.fps,
         high_conf_det_threshold=thresholds.person,
-        **{"minimum_consecutive_frames": 1, "lost_track_buffer": 60, "minimum_iou_threshold": 0.2, **options},
+        **{"minimum_consecutive_frames": 1, "lost_track_buffer": 60, "minimum_iou_threshold": 0.1, **options},
     )
 
     def name(frame: FramePoses) -> NDArray[np.integer[Any]]:
@@ -278,8 +279,9 @@ def smoothing(clips: Sequence[Clip], thresholds: Thresholds, smoother: Callable[
     """What smoothing does to joints that are seen, on the ids that ours gives.
 
     Returns:
-        jitter_raw, jitter_smoothed: root mean square of how much a joint's error changes from frame to frame, as a
-        share of the body height, leaving out changes of more than `JUMP`, which no filter is meant for;
+        jitter_raw, jitter_smoothed: root mean square of how much a joint's error changes from frame to frame where
+        the joint truly rests (slower than `RESTING`), as a share of the body height, leaving out changes of more than
+        `JUMP`, which no filter is meant for;
         lag_s: how much later smoothed joints are where they should be than raw ones, by least squares of the error on
         the true velocity; error_raw, error_smoothed: mean distance from the truth over body height.
     """
@@ -319,8 +321,9 @@ def smoothing(clips: Sequence[Clip], thresholds: Thresholds, smoother: Callable[
                 velocity = (true[:, :2] / height - before[key][1]) * clip.fps
                 both &= np.hypot(*(error["raw"] - before[key][2]["raw"]).T) < JUMP
                 moved += float((velocity[both] ** 2).sum())
+                rests = both & (np.hypot(*velocity.T) < RESTING)
                 for name, values in error.items():
-                    changes[name].append((values - before[key][2][name])[both])
+                    changes[name].append((values - before[key][2][name])[rests])
                     errors[name].append(np.hypot(*values[both].T))
                     late[name] -= float((values[both] * velocity[both]).sum())
             before = now

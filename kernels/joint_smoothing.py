@@ -23,11 +23,11 @@ Visible = NDArray[np.bool_]
 class SmoothingParameters:
     """How much is smoothed; chosen on the tuning seeds of benchmarks/crossings.py, see docs/experiments.md."""
 
-    resting_cutoff_hz: float = 1.5
+    resting_cutoff_hz: float = 0.3
     """Cutoff at rest: smaller is stiller."""
-    cutoff_per_speed: float = 12.0
+    cutoff_per_speed: float = 10.0
     """Hz that the cutoff rises for each body size per second: greater is less late."""
-    speed_cutoff_hz: float = 1.5
+    speed_cutoff_hz: float = 6.0
     """Cutoff of the speed that decides."""
 
 
