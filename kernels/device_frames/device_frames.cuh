@@ -4,8 +4,8 @@
 // block of a single thread that holds all 32 px of a row, and that build is what the tests run. Arithmetic that decides
 // a level or a bit is done in integers, or in float without fused operations, so that both builds agree.
 //
-// Convention: integer coordinates are pixel centres, RGB is three bytes a px, words of mask bits hold 32 neighbouring px
-// of a row, the leftmost in bit 0.
+// Convention: integer coordinates are pixel centres, RGB is three bytes a px, words of mask bits hold 32 neighbouring
+// px of a row, the leftmost in bit 0.
 #pragma once
 
 #include "../native/half.cuh"
@@ -100,6 +100,11 @@ HOST_DEVICE int lowest_bit(unsigned bits) {
 HOST_DEVICE int smaller(int a, int b) { return a < b ? a : b; }
 HOST_DEVICE int larger(int a, int b) { return a > b ? a : b; }
 HOST_DEVICE int clamped(int value, int low, int high) { return smaller(larger(value, low), high); }
+
+HOST_DEVICE int floor_of(float value) {
+  const int truncated = (int)value;
+  return truncated - (value < (float)truncated);
+}
 
 HOST_DEVICE unsigned packed_rgb(unsigned red, unsigned green, unsigned blue) { return red | green << 8 | blue << 16; }
 
@@ -519,7 +524,7 @@ HOST_DEVICE bool is_person(const T* map, int size, float u, float v, float thres
 #ifndef __CUDA_ARCH__
   if (!near) return false;
 #endif
-  const int left = near ? (int)(u + 1.0f) - 1 : -2, top = near ? (int)(v + 1.0f) - 1 : -2;  // floor: both sums are > 0
+  const int left = near ? floor_of(u) : -2, top = near ? floor_of(v) : -2;
   const float right_share = u - (float)left, lower_share = v - (float)top;
   const bool has_left = (unsigned)left < (unsigned)size, has_right = (unsigned)(left + 1) < (unsigned)size;
   const bool has_top = (unsigned)top < (unsigned)size, has_bottom = (unsigned)(top + 1) < (unsigned)size;
@@ -529,6 +534,41 @@ HOST_DEVICE bool is_person(const T* map, int size, float u, float v, float thres
   const float upper = a * (1.0f - right_share) + b * right_share;
   const float lower = c * (1.0f - right_share) + d * right_share;
   return near & (upper * (1.0f - lower_share) + lower * lower_share > threshold);
+}
+
+// What one look at all ROI px that a tile's px interpolate says of the tile: inside a person, and away from everybody,
+// nothing needs to be interpolated.
+enum class Cover { NONE, PARTLY, ALL };
+
+template <typename T>
+HOST_DEVICE Cover cover_of_tile(const T* map, int size, const float* m, float u0, float v0, float threshold) {
+  constexpr float ACROSS = ROW_PIXELS - 1, DOWN = TILE_ROWS - 1, FAR = 1e6f;
+  const float u_low = u0 + (m[0] < 0 ? m[0] * ACROSS : 0) + (m[1] < 0 ? m[1] * DOWN : 0);
+  const float u_high = u0 + (m[0] > 0 ? m[0] * ACROSS : 0) + (m[1] > 0 ? m[1] * DOWN : 0);
+  const float v_low = v0 + (m[3] < 0 ? m[3] * ACROSS : 0) + (m[4] < 0 ? m[4] * DOWN : 0);
+  const float v_high = v0 + (m[3] > 0 ? m[3] * ACROSS : 0) + (m[4] > 0 ? m[4] * DOWN : 0);
+  if (!(u_low > -FAR && u_high < FAR && v_low > -FAR && v_high < FAR)) return Cover::PARTLY;  // NaN, too
+  const int end = size - 1;
+  const int left = floor_of(u_low), right = floor_of(u_high) + 1;
+  const int top = floor_of(v_low), bottom = floor_of(v_high) + 1;
+  const int first_u = larger(left, 0), columns = smaller(right, end) - first_u + 1;
+  const int first_v = larger(top, 0), count = columns * (smaller(bottom, end) - first_v + 1);
+  if (columns <= 0 || count <= 0) return Cover::NONE;
+  if (count > 4 * 32) return Cover::PARTLY;  // a tiny person: looking would cost more than it saves
+  bool some[LANES], all[LANES];
+  for (int slot = 0; slot < LANES; ++slot) {
+    some[slot] = false;
+    all[slot] = true;
+    for (int i = lane_of(slot); i < count; i += 32) {
+      const int row = i / columns;
+      const float value = to_arithmetic(map[(first_v + row) * size + first_u + i - row * columns]);
+      some[slot] |= value > threshold;
+      all[slot] &= (value > threshold) & (value <= 2.0f);  // infinity times a weight of 0 would be NaN
+    }
+  }
+  if (bits_of_row(some) == 0) return Cover::NONE;
+  const bool zeros_around = left < 0 || right > end || top < 0 || bottom > end;
+  return bits_of_row(all) == 0xffffffffu && !zeros_around ? Cover::ALL : Cover::PARTLY;
 }
 
 HOST_DEVICE void tint(byte_t* rgb, unsigned color, unsigned opacity) {
@@ -567,8 +607,8 @@ HOST_DEVICE void move_tile(byte_t* frame, long long row_stride, int rows, int co
   wait_for_warp();
 }
 
-// One block: 128 x 8 px of the frame, a warp for each 32 x 8 of them. Every px is read and written at most once, however
-// many people lie over it, and words of bits that lie below one another are stored together.
+// One block: 128 x 8 px of the frame, a warp for each 32 x 8 of them. Every px is read and written at most once,
+// however many people lie over it, and words of bits that lie below one another are stored together.
 template <typename T>
 HOST_DEVICE void paste_block(const PersonRecord* RESTRICT records, const T* RESTRICT probabilities,
                              const PastePlan& plan, byte_t* frame, byte_t* alpha, unsigned* bits, int block_x,
@@ -603,23 +643,27 @@ HOST_DEVICE void paste_block(const PersonRecord* RESTRICT records, const T* REST
       const float u0 = (float)((double)m[0] * x0 + (double)m[1] * y0 + (double)m[2]);
       const float v0 = (float)((double)m[3] * x0 + (double)m[4] * y0 + (double)m[5]);
       const int first_row = larger(person.y0 - y0, 0), end_row = smaller(person.y1 - y0, rows);
+      const Cover cover = cover_of_tile(map, plan.size, m, u0, v0, plan.threshold);
       unsigned own_rows[LANES] = {};  // bit r: row r of this lane's column is person
       unsigned words[LANES] = {};     // of row `lane`
       unsigned any = 0;
-      UNROLLED_BY_4 for (int row = 0; row < TILE_ROWS; ++row) {
-        bool inside[LANES];
-        for (int slot = 0; slot < LANES; ++slot) {
-          const int lane = lane_of(slot), x = x0 + lane;
-          const bool in_box =
-              (row >= first_row) & (row < end_row) & (x >= person.x0) & (x < person.x1) & (lane < count);
-          inside[slot] = is_person(map, plan.size, u0 + (m[0] * (float)lane + m[1] * (float)row),
-                                   v0 + (m[3] * (float)lane + m[4] * (float)row), plan.threshold, in_box);
-          own_rows[slot] |= (unsigned)inside[slot] << row;
-        }
-        const unsigned word = bits_of_row(inside);
-        any |= word;
-        for (int slot = 0; slot < LANES; ++slot) {
-          if (lane_of(slot) == row) words[slot] = word;
+      if (cover != Cover::NONE) {
+        UNROLLED_BY_4 for (int row = 0; row < TILE_ROWS; ++row) {
+          bool inside[LANES];
+          for (int slot = 0; slot < LANES; ++slot) {
+            const int lane = lane_of(slot), x = x0 + lane;
+            inside[slot] = (row >= first_row) & (row < end_row) & (x >= person.x0) & (x < person.x1) & (lane < count);
+            if (cover == Cover::PARTLY) {
+              inside[slot] = is_person(map, plan.size, u0 + (m[0] * (float)lane + m[1] * (float)row),
+                                       v0 + (m[3] * (float)lane + m[4] * (float)row), plan.threshold, inside[slot]);
+            }
+            own_rows[slot] |= (unsigned)inside[slot] << row;
+          }
+          const unsigned word = bits_of_row(inside);
+          any |= word;
+          for (int slot = 0; slot < LANES; ++slot) {
+            if (lane_of(slot) == row) words[slot] = word;
+          }
         }
       }
       const int column = (x0 >> 5) - (person.x0 >> 5);
@@ -635,7 +679,8 @@ HOST_DEVICE void paste_block(const PersonRecord* RESTRICT records, const T* REST
         loaded = true;
         for (int row = 0; row < TILE_ROWS; ++row) {
           for (int slot = 0; slot < LANES; ++slot) {
-            if (own_rows[slot] >> row & 1u) tint(pixels + 3 * (row * ROW_PIXELS + lane_of(slot)), person.color, plan.opacity);
+            byte_t* pixel = pixels + 3 * (row * ROW_PIXELS + lane_of(slot));
+            if (own_rows[slot] >> row & 1u) tint(pixel, person.color, plan.opacity);
           }
         }
       }

@@ -354,6 +354,20 @@ def test_masks_are_those_of_the_host(device: str, dtype: type, people: int, heig
         assert differing <= 2 + 1e-4 * people * height * width
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("threshold", [0.0, 0.01, 0.5, 0.99])
+def test_large_people_whose_tiles_are_mostly_all_or_nothing(device: str, threshold: float) -> None:
+    """Tiles inside a person and away from everybody are decided at one look; thresholds near 0 and 1 find a wrong px
+    in what is looked at.
+    """
+    height, width = 220, 330
+    probabilities, matrices = rois(12, 32, height, width, seed=3)
+    probabilities = (probabilities > 0.5).astype(np.float32)
+    probabilities[0] = 1
+    masks, _, _ = run_paste(device, probabilities, matrices, height, width, threshold=threshold)
+    assert check_masks(masks, probabilities, matrices, height, width, threshold) <= 1e-3 * height * width
+
+
 def test_the_threshold_is_strict() -> None:
     probabilities = np.full((1, 8, 8), 0.5, np.float32)
     for threshold, expected in ((0.5, 0), (np.nextafter(np.float32(0.5), np.float32(0)), 64)):
@@ -739,7 +753,9 @@ run_on_host = torch_op._run
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
-@pytest.mark.parametrize(("people", "height", "width"), [(1, 1, 1), (5, 19, 50), (6, 24, 130), (40, 20, 64)])
+@pytest.mark.parametrize(
+    ("people", "height", "width"), [(1, 1, 1), (5, 19, 50), (6, 24, 130), (40, 20, 64), (3, 60, 250)]
+)
 def test_paste_on_an_emulated_gpu(
     emulated: EmulatedGpu, monkeypatch: pytest.MonkeyPatch, dtype: type, people: int, height: int, width: int
 ) -> None:
