@@ -4,7 +4,8 @@
 which also draws the skeleton maps behind the aligned features. Each has three implementations with the same numbers:
 
     CUDA    one launch of affine_align.cu on the current stream
-    CPU     the same arithmetic, built by the C++ compiler at the first call (affine_align_host.cpp)
+    CPU     the same arithmetic, built by the C++ compiler at the first call (affine_align_host.cpp); half precision
+            is widened before and rounded after
     other   PyTorch's own operators, one grid_sample per image; also the CPU's where there is no compiler (logged)
 
 Channels-last features give channels-last windows. Gradients flow to the features; poses are constants of the loss.
@@ -177,12 +178,15 @@ affine_align_backward.register_autograd(_adjoint_gradient, setup_context=_keep_s
 
 def _composed_align(features: Tensor, feature_from_roi: Tensor, roi_image: Tensor, size: int) -> Tensor:
     b, c, h, w = features.shape
-    grid = _sampling_grid(feature_from_roi.to(features.dtype), size, h, w)
-    out = features.new_zeros((len(feature_from_roi), c, size, size))
+    # Not in half precision: the grid would be rounded to it, up to a px; and PyTorch's CPU build reads beside
+    # channels-last arrays of float16 and bfloat16 (seen in 2.13).
+    source = features.to(_sum_type(features)).contiguous()
+    grid = _sampling_grid(feature_from_roi.to(source.dtype), size, h, w)
+    out = source.new_zeros((len(feature_from_roi), c, size, size))
     for image, rows in _people_by_image(roi_image, b):
-        crops = F.grid_sample(features[image : image + 1], grid[rows].reshape(1, -1, size, 2), align_corners=False)
+        crops = F.grid_sample(source[image : image + 1], grid[rows].reshape(1, -1, size, 2), align_corners=False)
         out[rows] = crops.reshape(c, len(rows), size, size).transpose(0, 1)
-    return out.contiguous(memory_format=_format(features))
+    return out.to(features.dtype).contiguous(memory_format=_format(features))
 
 
 def _composed_backward(
@@ -190,14 +194,15 @@ def _composed_backward(
 ) -> Tensor:
     _, c, size, _ = gradient.shape
     images, h, w = maps
-    grid = _sampling_grid(feature_from_roi.to(gradient.dtype), size, h, w)
-    out = gradient.new_zeros((images, c, h, w))
+    source = gradient.to(_sum_type(gradient)).contiguous()
+    grid = _sampling_grid(feature_from_roi.to(source.dtype), size, h, w)
+    out = source.new_zeros((images, c, h, w))
     for image, rows in _people_by_image(roi_image, images):
-        stacked = gradient[rows].transpose(0, 1).reshape(1, c, -1, size)
+        stacked = source[rows].transpose(0, 1).reshape(1, c, -1, size)
         out[image] = torch.ops.aten.grid_sampler_2d_backward(
             stacked, out[image : image + 1], grid[rows].reshape(1, -1, size, 2), 0, 0, False, [True, False]
         )[0][0]
-    return out.contiguous(memory_format=_format(gradient))
+    return out.to(gradient.dtype).contiguous(memory_format=_format(gradient))
 
 
 def _composed_skeleton(
@@ -336,7 +341,8 @@ def _(features: Tensor, feature_from_roi: Tensor, roi_image: Tensor, size: int) 
     host = _host()
     if host is None:
         return _composed_align(features, feature_from_roi, roi_image, size)
-    return _computed(forward_call(features, feature_from_roi, roi_image, size), partial(_run_on_host, host), features)
+    call = forward_call(features.to(_sum_type(features)), feature_from_roi, roi_image, size)
+    return _computed(call, partial(_run_on_host, host), features)
 
 
 @affine_align.register_kernel("cuda")
@@ -350,7 +356,8 @@ def _(gradient: Tensor, feature_from_roi: Tensor, roi_image: Tensor, images: int
     host, maps = _host(), (images, height, width)
     if host is None:
         return _composed_backward(gradient, feature_from_roi, roi_image, maps)
-    return _computed(backward_call(gradient, feature_from_roi, roi_image, maps), partial(_run_on_host, host), gradient)
+    call = backward_call(gradient.to(_sum_type(gradient)), feature_from_roi, roi_image, maps)
+    return _computed(call, partial(_run_on_host, host), gradient)
 
 
 @affine_align_backward.register_kernel("cuda")
@@ -366,7 +373,7 @@ def _(features: Tensor, feature_from_roi: Tensor, roi_image: Tensor, roi_keypoin
     host = _host()
     if host is None or features.dtype == torch.float64:
         return _composed_skeleton(features, feature_from_roi, roi_image, roi_keypoints, size)
-    call = forward_call(features, feature_from_roi, roi_image, size, roi_keypoints)
+    call = forward_call(features.to(_sum_type(features)), feature_from_roi, roi_image, size, roi_keypoints)
     return _computed(call, partial(_run_on_host, host), features)
 
 

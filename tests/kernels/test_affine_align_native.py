@@ -42,6 +42,7 @@ TOLERANCE = {
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 # images, channels, map height and width, window, people
+#: Names hold "small" where few values are computed: what the memory checker of a GPU has time for.
 SIZES = [
     (1, 1, 1, 1, 1, 1),
     (1, 3, 1, 9, 2, 2),
@@ -52,6 +53,12 @@ SIZES = [
     (2, 9, 36, 64, 64, 5),
     (1, 16, 5, 3, 63, 1),
 ]
+
+
+def named(sizes: tuple[int, ...]) -> str:
+    """As the parameter of a test: small-B-C-h-w-S-N."""
+    _, channels, _, _, size, people = sizes
+    return "-".join([*(["small"] if channels * size**2 * people < 50_000 else []), *map(str, sizes)])
 
 
 class Scene(NamedTuple):
@@ -155,7 +162,7 @@ def test_the_limbs_are_those_of_the_slow_twin() -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("sizes", SIZES, ids=named)
 def test_windows_and_skeleton_of_the_twins(sizes: tuple[int, ...], dtype: Any, layout: Any) -> None:
     one = scene(sizes, dtype, layout)
     expected = expected_windows(one)
@@ -265,28 +272,38 @@ def test_nothing_in_is_nothing_out(empty: str, layout: Any) -> None:
     assert not back.any()
 
 
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
 def test_without_a_compiler_the_same_numbers_come_from_grid_sample(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Any, caplog: pytest.LogCaptureFixture
+    dtype: Any, layout: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     from kernels.affine_align import torch_op
 
-    one = scene((3, 9, 12, 15, 16, 6), layout=torch.channels_last)
+    one = scene((3, 9, 12, 15, 16, 6), dtype, layout)
     one.matrices[3, 0, 0] = torch.nan
-    ours = [affine_align(*one[:3], 16), align_with_skeleton(*one)]
-    ours.append(affine_align_backward(ours[0], one.matrices, one.images, 3, 12, 15))
+
+    def everything() -> list[Any]:
+        windows = affine_align(*one[:3], 16)
+        gradient = (
+            torch.cos(torch.arange(windows.numel())).view(windows.shape).to(dtype).contiguous(memory_format=layout)
+        )
+        back = affine_align_backward(gradient, one.matrices, one.images, 3, 12, 15)
+        return [windows, align_with_skeleton(*one), back]
+
+    ours = everything()
     torch_op._host.cache_clear()
     with monkeypatch.context() as patched:
         patched.setenv("CXX", str(tmp_path / "no-compiler"))
-        theirs = [affine_align(*one[:3], 16), align_with_skeleton(*one)]
-        theirs.append(affine_align_backward(ours[0], one.matrices, one.images, 3, 12, 15))
+        theirs = everything()
     torch_op._host.cache_clear()
-    assert [record.getMessage() for record in caplog.records if "grid_sample" in record.getMessage()] == [
-        record.getMessage() for record in caplog.records
-    ]
-    assert len(caplog.records) == 1
+    (record,) = caplog.records  # once, not at every call
+    assert "runs on PyTorch's grid_sample, which is slower: affine_align_host.cpp needs a C++ compiler" in (
+        record.getMessage()
+    )
     for a, b in zip(ours, theirs, strict=True):
-        assert a.stride() == b.stride()
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-3)
+        assert (a.stride(), a.dtype) == (b.stride(), b.dtype)
+        scale = max(1.0, float(a.abs().max()))
+        torch.testing.assert_close(a / scale, b / scale, **TOLERANCE[dtype])
 
 
 def test_errors_say_what_came() -> None:
@@ -376,7 +393,7 @@ def run_kernel(fake_driver: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> Cal
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("sizes", SIZES, ids=named)
 def test_every_thread_of_the_kernels_does_its_share(
     sizes: tuple[int, ...], dtype: Any, layout: Any, run_kernel: Callable[[KernelCall], Any]
 ) -> None:
@@ -453,7 +470,7 @@ def test_launches_stay_within_what_cuda_allows(
 @pytest.mark.gpu
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("sizes", SIZES, ids=named)
 def test_gpu_equals_cpu(sizes: tuple[int, ...], dtype: Any, layout: Any) -> None:
     one = scene(sizes, dtype, layout)
     if len(one.images) > 2:
@@ -478,7 +495,7 @@ def test_gpu_equals_cpu(sizes: tuple[int, ...], dtype: Any, layout: Any) -> None
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("bad", BROKEN)
-def test_gpu_survives_broken_matrices_and_images(bad: float) -> None:
+def test_gpu_small_survives_broken_matrices_and_images(bad: float) -> None:
     one = scene((2, 9, 6, 7, 8, 3), torch.float16)
     one.matrices[1, 0, 2], one.images[2] = bad, 2**31 - 1
     windows = affine_align(*(tensor.cuda() for tensor in one[:3]), 8).cpu()
@@ -508,7 +525,7 @@ def test_gpu_graph_replays_and_other_streams_work() -> None:
 
 
 @pytest.mark.gpu
-def test_gpu_gradients_in_double() -> None:
+def test_gpu_small_gradients_in_double() -> None:
     one = scene((2, 3, 5, 6, 7, 3), torch.float64)
     features = one.features.cuda().requires_grad_()
     assert torch.autograd.gradcheck(
