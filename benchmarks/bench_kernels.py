@@ -20,10 +20,18 @@ from pycocotools import mask as coco_mask
 from benchmarks.measure import Row, measure, report
 from kernels.affine_align import affine_align
 from kernels.coordinates import F32, compose, invert
+from kernels.joint_smoothing import smooth_joints, smooth_joints_reference
 from kernels.letterbox import letterbox, letterbox_reference, plan_letterbox
 from kernels.mask_paste import encode_rle, paste_masks
 from kernels.pose_decoding import decode_people, decode_people_reference
 from kernels.pose_fit import PAPER_TEMPLATES, fit_poses, fit_poses_reference, prepare_templates, whole_frame_roi
+from kernels.pose_similarity import (
+    pose_similarities,
+    pose_similarities_reference,
+    pose_sizes,
+    return_chances,
+    return_chances_reference,
+)
 from kernels.skeleton import skeleton_features, skeleton_features_reference
 
 FRAME_HEIGHT, FRAME_WIDTH = 720, 1280
@@ -67,6 +75,7 @@ def cases() -> Iterator[Case]:
     """Every case of the suite; arrays are made when a case is reached."""
     yield from fit_cases()
     yield from decode_cases()
+    yield from tracking_cases()
     yield from skeleton_cases()
     yield from align_cases()
     yield from paste_cases()
@@ -121,6 +130,40 @@ def decode_cases() -> Iterator[Case]:
             },
             agree=agree,
         )
+
+
+def tracking_cases() -> Iterator[Case]:
+    """What ids are given by and joints are smoothed by, a crowd against itself a moment later."""
+
+    def close(fast: object, slow: object) -> None:
+        np.testing.assert_allclose(fast, slow, rtol=1e-9, atol=1e-9)
+
+    rng = np.random.default_rng(5)
+    for people in (6, 20):
+        points = crowd(people)[:, :, :2].astype(np.float64)
+        moved = points + rng.normal(0, 4, (people, 1, 2))
+        visible = rng.random((people, 17)) < 0.9
+        unseen, sizes = np.full(people, 0.04), pose_sizes(points, visible)
+        speeds = rng.normal(0, 50, points.shape)
+        for name, (fast, slow), arguments in (
+            ("pose_similarities", (pose_similarities, pose_similarities_reference), (moved, visible, points, visible)),
+            (
+                "return_chances",
+                (return_chances, return_chances_reference),
+                (moved, visible, points, points, visible, sizes),
+            ),
+            (
+                "smooth_joints",
+                (smooth_joints, smooth_joints_reference),
+                (moved, visible, points, speeds, visible, sizes),
+            ),
+        ):
+            yield Case(
+                name=name,
+                settings={"people": people},
+                contestants={"ours": partial(fast, *arguments, unseen), "loop": partial(slow, *arguments, unseen)},
+                agree=close,
+            )
 
 
 def skeleton_cases() -> Iterator[Case]:
