@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeAlias
 
@@ -51,15 +51,46 @@ class Recorder(Protocol):
         """The work on the recorded memory is enqueued."""
 
 
-@contextmanager
-def ieee_float32(*, search: bool) -> Iterator[None]:
-    """cuDNN's flags for our calls: no TF32. PyTorch has them once for a process; they are put back.
+class _CudnnFlags:
+    """PyTorch's flags of cuDNN, which a process has once, for several threads that want them changed for a while.
 
-    Args:
-        search: let cuDNN try all its algorithms for each new convolution and keep the fastest: seconds for a network.
+    The first to come stores them, the last to go puts them back; threads in between see each other's wishes.
     """
-    with torch.backends.cudnn.flags(enabled=True, benchmark=search, deterministic=False, allow_tf32=False):
-        yield
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = self._searching = 0
+        self._stored = ExitStack()
+
+    @contextmanager
+    def ieee_float32(self, *, search: bool) -> Iterator[None]:
+        """No TF32, and everything else as PyTorch has it by default.
+
+        Args:
+            search: let cuDNN try all its algorithms for each new convolution and keep the fastest: seconds for a
+                network.
+        """
+        with self._lock:
+            if self._users == 0:
+                self._stored.enter_context(
+                    torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=False)
+                )
+            self._users += 1
+            self._searching += search
+            torch.backends.cudnn.benchmark = self._searching > 0
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                self._searching -= search
+                torch.backends.cudnn.benchmark = self._searching > 0
+                if self._users == 0:
+                    self._stored.close()
+
+
+ieee_float32 = _CudnnFlags().ieee_float32
+"""For convolutions of ours that are enqueued or recorded within."""
 
 
 class CudaRecorder:

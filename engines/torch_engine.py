@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import logging
 import math
+import traceback
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final
 
@@ -180,13 +181,14 @@ class TorchEngine:
         self._prepared = None
 
     def _compute(self, tensors: Sequence[Tensor], *, capture_now: bool = False) -> list[Tensor]:
-        with torch.no_grad(), self._flags(), self._limited_threads():
+        with torch.no_grad(), self._limited_threads():
             if self._graphs is not None and self._is_recordable(tensors):
                 return self._graphs.run(tensors, self._eager, self._tuned, capture_now=capture_now)
             return self._eager(tensors)
 
     def _eager(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        return self._program(tensors, tuned=False).run(tensors)
+        with ieee_float32(search=False) if self._device.type == "cuda" else nullcontext():
+            return self._program(tensors, tuned=False).run(tensors)
 
     def _tuned(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """What is recorded: the choice between ways to compute takes time, and pays from the second call on."""
@@ -245,25 +247,24 @@ class TorchEngine:
         try:
             yield
         except (torch.OutOfMemoryError, MemoryError) as error:
-            raise self._out_of_memory(feeds) from error
+            raise self._out_of_memory(feeds, error) from error
         except (StepFailed, EngineLoadError, RuntimeError) as error:
             if isinstance(error, EngineRunError):
                 raise
             if _OUT_OF_HOST_MEMORY in str(error):
-                raise self._out_of_memory(feeds) from error
+                raise self._out_of_memory(feeds, error) from error
             raise EngineRunError(f"{self._path.name} failed on {_shapes(feeds)}: {_first_line(error)}") from error
 
-    def _out_of_memory(self, feeds: Mapping[str, Any]) -> EngineOutOfMemory:
+    def _out_of_memory(self, feeds: Mapping[str, Any], error: BaseException) -> EngineOutOfMemory:
+        cause: BaseException | None = error
+        while cause is not None:  # the frames that the error remembers still hold the tensors of the call
+            traceback.clear_frames(cause.__traceback__)
+            cause = cause.__cause__
         self._forget()
         return EngineOutOfMemory(
             f"{self._path.name}: too little memory on {self._device} for {_shapes(feeds)}: "
             "use a smaller batch or long side, or free the device"
         )
-
-    def _flags(self) -> AbstractContextManager[None]:
-        if self._device.type == "cpu":
-            return nullcontext()
-        return ieee_float32(search=False)
 
     @contextmanager
     def _limited_threads(self) -> Iterator[None]:

@@ -354,6 +354,7 @@ OPERATORS.update(
         "Sign": same(torch.sign),
         "Sqrt": same(torch.sqrt),
         "Tanh": same(torch.tanh),
+        "Where": same(torch.where),
         "Xor": same(torch.logical_xor),
     }
 )
@@ -409,27 +410,10 @@ def _clip(op: Operation) -> Function | None:
 
     def clip(x: Tensor, *given: Tensor) -> Tensor:
         bounds = dict(zip(dynamic, given, strict=True))
-        lower, upper = bounds.get(1, low), bounds.get(2, high)
-        x = x if lower is None else torch.maximum(x, torch.as_tensor(lower, dtype=x.dtype, device=x.device))
-        return x if upper is None else torch.minimum(x, torch.as_tensor(upper, dtype=x.dtype, device=x.device))
+        x = torch.maximum(x, bounds[1]) if 1 in bounds else x if low is None else x.clamp(min=low)
+        return torch.minimum(x, bounds[2]) if 2 in bounds else x if high is None else x.clamp(max=high)
 
     return clip
-
-
-@operator("Where")
-def _where(op: Operation) -> Function:
-    if op.operand(0).known:
-        return torch.where
-    rank = max(op.rank(0), op.rank(1), op.rank(2))
-    if not op.operand(1).known:
-        otherwise = op.small_number(2, rank)
-        if otherwise is not None:
-            return lambda condition, x: torch.where(condition, x, otherwise)
-    elif not op.operand(2).known:
-        then = op.small_number(1, rank)
-        if then is not None:
-            return lambda condition, x: torch.where(condition, then, x)
-    return torch.where
 
 
 @operator("Cast")

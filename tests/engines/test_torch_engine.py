@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -496,6 +498,27 @@ def test_too_little_memory_frees_and_says_so(tmp_path: Path, error: Exception) -
     assert recorder.log[-3:] == ["begin", "replay", "end"]
 
 
+def test_memory_of_a_failed_call_is_free_while_the_error_is_handled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever catches the error tries a smaller batch at once; the error must not hold the larger one's tensors."""
+    left_behind: list[weakref.ref[torch.Tensor]] = []
+
+    def full(_: object, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        large = tensors[0] + 1
+        left_behind.append(weakref.ref(large))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    engine = add_engine(tmp_path, ByHand())
+    with monkeypatch.context() as patch:
+        patch.setattr("engines.torch_program.Program.run", full)
+        with pytest.raises(EngineOutOfMemory) as caught:
+            add(engine, 2)
+    assert caught.value.__cause__ is not None
+    assert [tensor() for tensor in left_behind] == [None]
+    add(engine, 2)
+
+
 def test_failure_while_recording_is_an_engine_error(tmp_path: Path) -> None:
     recorder = ByHand(fail=RuntimeError("CUDA error: operation not permitted when stream is capturing"))
     engine = add_engine(tmp_path, recorder)
@@ -756,3 +779,26 @@ def test_flags_are_put_back(search: bool) -> None:
     with ieee_float32(search=search):
         assert now() == (True, search, False, False)
     assert now() == before
+
+
+def test_flags_are_put_back_by_the_last_thread() -> None:
+    """One that came first and goes first leaves them as the other one wants them."""
+    flags = torch.backends.cudnn
+    before = flags.benchmark, flags.allow_tf32
+    inside, leave = threading.Event(), threading.Event()
+
+    def search() -> None:
+        with ieee_float32(search=True):
+            inside.set()
+            leave.wait(10)
+
+    other = threading.Thread(target=search)
+    with ieee_float32(search=False):
+        assert (flags.benchmark, flags.allow_tf32) == (False, False)
+        other.start()
+        assert inside.wait(10)
+        assert flags.benchmark
+    assert (flags.benchmark, flags.allow_tf32) == (True, False)
+    leave.set()
+    other.join(10)
+    assert (flags.benchmark, flags.allow_tf32) == before
