@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.gpu_frame_cases import letterbox_cases, paste_cases
+from benchmarks.gpu_frame_cases import FRAMES, letterbox_cases, paste_cases
 from benchmarks.measure import Row, Timing, environment, report, summarise
 from kernels.affine_align.torch_op import affine_align, affine_align_backward, align_with_skeleton
 from kernels.torch_skeleton import skeleton_features
@@ -70,6 +70,8 @@ class Case:
     max_error: Mapping[str, float]
     """Of ours, and of all others."""
     minimum_bytes: int
+    eager: frozenset[str] = frozenset()
+    """Contestants that cannot be captured as a graph; Python's time counts where the GPU waits for it."""
     error: Callable[[Tensor, Tensor], float] = largest_difference
 
 
@@ -357,7 +359,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="default %(default)s")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="cases to run, by name")
-    parser.add_argument("--shape", nargs="+", choices=sorted({name for name, *_ in SHAPES}), help="shapes to run")
+    parser.add_argument(
+        "--shape", nargs="+", choices=sorted({name for name, *_ in SHAPES} | set(FRAMES)), help="shapes to run"
+    )
     parser.add_argument("--seconds", type=float, default=0.5, help="sampling time of a case (default %(default)s)")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/<device>/gpu_kernels.json")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there, too")
