@@ -18,7 +18,7 @@ from engines import (
     open_graphs,
 )
 from engines.artifact import Artifact
-from engines.device import Device, device_of
+from engines.device import FRAMES_PER_CALL, Device, device_of
 from kernels.pose_decoding import DecodeParameters
 from pipeline.contact_sheet import ContactSheetSink
 from pipeline.errors import SettingsError
@@ -65,6 +65,7 @@ def open_model(settings: Settings, *, announce: Announce = announce_in_log) -> M
         threads=settings.threads,
         device=settings.device,
         precision=settings.precision,
+        max_batch=max(settings.batch or 0, FRAMES_PER_CALL),
         long_side=_chosen(settings.long_side, artifact.long_side),
     )
     opened = open_graphs(artifact, ("keypoints", "segment"), engine=settings.engine, options=options, announce=announce)
