@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from typing import TypeVar
 
 import numpy as np
@@ -133,9 +133,14 @@ def _ours(source: str, frame: Tensor, planes: tuple[Tensor, Tensor], plan: Lette
     return out
 
 
+@cache  # a graph that is captured may not upload them
+def _mean_and_deviation(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return torch.tensor(MEAN, dtype=dtype, device=device), torch.tensor(DEVIATION, dtype=dtype, device=device)
+
+
 def _normalised(levels: Tensor) -> Tensor:
     """(B, H, W, 3) levels to (B, 3, H, W)."""
-    mean, deviation = (torch.tensor(values, dtype=levels.dtype, device=levels.device) for values in (MEAN, DEVIATION))
+    mean, deviation = _mean_and_deviation(levels.device, levels.dtype)
     return ((levels - mean) / deviation).permute(0, 3, 1, 2)
 
 
