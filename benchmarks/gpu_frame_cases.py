@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from typing import TypeVar
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernels.coordinates import U8, compose, invert
+from kernels.coordinates import F32, U8, compose, invert
 from kernels.device_frames import plan_paste
 from kernels.device_frames.launch_shapes import PASTE_TILE_PX, TILE_WIDTH_PX
 from kernels.device_frames.torch_op import letterbox_nv12_frames, rgb_of_nv12
 from kernels.letterbox import Letterbox, letterbox, plan_letterbox
-from kernels.mask_paste import paste_masks
+from kernels.mask_paste import PastedMask, paste_masks
 
 Case = TypeVar("Case")
 
@@ -25,6 +26,7 @@ ROI_SIZE = 64
 FRAMES = {"720p": (720, 1280), "1080p": (1080, 1920)}
 PEOPLE = (1, 5, 20)
 MEAN, DEVIATION = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+GREY = 90
 OURS = "ours"
 UPLOADED = "on the CPU, then upload"
 
@@ -60,7 +62,8 @@ def letterbox_cases(make: Callable[..., Case], device: torch.device) -> Iterator
 
 
 def paste_cases(make: Callable[..., Case], device: torch.device) -> Iterator[Case]:
-    """`paste_and_blend` against a grid_sample over the whole frame for each person, as the published pipeline pastes.
+    """`paste_and_blend` against a grid_sample over the whole frame for each person, as the published pipeline
+    pastes, and against the kernels that paste on the CPU.
 
     With opacity 1, so that painting again changes nothing. The error is the share of px that differ: some lie at the
     threshold.
@@ -71,10 +74,8 @@ def paste_cases(make: Callable[..., Case], device: torch.device) -> Iterator[Cas
             colors = np.random.default_rng(people).integers(0, 256, (people, 3), dtype=np.uint8)
             plan = plan_paste(matrices, ROI_SIZE, height, width, colors=colors)
             crops = paste_masks(probabilities, matrices, height, width)
-            expected = np.full((height, width, 3), 90, np.uint8)
-            for crop, color in zip(crops, colors, strict=True):
-                region = expected[crop.y0 : crop.y0 + crop.mask.shape[0], crop.x0 : crop.x0 + crop.mask.shape[1]]
-                region[crop.mask] = color
+            expected = np.full((height, width, 3), GREY, np.uint8)
+            _paint(expected, crops, colors)
             covered = np.any([crop.in_frame(height, width) for crop in crops], axis=0)
             maps = torch.from_numpy(probabilities).to(device)
             fixed = maps.numel() * maps.element_size() + plan.records.nbytes
@@ -89,7 +90,9 @@ def paste_cases(make: Callable[..., Case], device: torch.device) -> Iterator[Cas
                 contestants={
                     OURS: _pasting(maps, plan.records, plan.words, height, width),
                     "grid_sample and where per person": _published(maps, matrices, colors, height, width),
+                    UPLOADED: _pasting_on_the_cpu(maps, matrices, colors, height, width),
                 },
+                eager=frozenset({UPLOADED}),
                 expected=torch.from_numpy(expected).double(),
                 max_error={OURS: 1e-4, "others": 2e-3},
                 error=share_of_differing,
@@ -171,7 +174,7 @@ def _uploaded(picture: U8, plan: Letterbox, output: str, device: torch.device) -
 # --------------------------------------------------------------------------------------------------------------- paste
 
 
-def _people(people: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+def _people(people: int, height: int, width: int) -> tuple[F32, F32]:
     """Upright ellipses in ROIs all over the frame: 400 px high at 720p, 250 px where there are many."""
     rng = np.random.default_rng(people)
     y, x = np.mgrid[:ROI_SIZE, :ROI_SIZE] / ROI_SIZE
@@ -199,7 +202,7 @@ def _tile_bytes(covered: np.ndarray) -> int:
 def _pasting(maps: Tensor, records: np.ndarray, words: int, height: int, width: int) -> Callable[[], Tensor]:
     table = torch.from_numpy(records).to(maps.device)
     bits = torch.empty(words, dtype=torch.int32, device=maps.device)
-    frame = torch.full((height, width, 3), 90, dtype=torch.uint8, device=maps.device)
+    frame = torch.full((height, width, 3), GREY, dtype=torch.uint8, device=maps.device)
 
     def call() -> Tensor:
         torch.ops.pose2seg.paste_and_blend(maps, table, bits, frame, None, 0.5, 1.0, height, width)
@@ -208,13 +211,30 @@ def _pasting(maps: Tensor, records: np.ndarray, words: int, height: int, width: 
     return call
 
 
-def _published(maps: Tensor, matrices: np.ndarray, colors: np.ndarray, height: int, width: int) -> Callable[[], Tensor]:
+def _paint(picture: U8, crops: Sequence[PastedMask], colors: U8) -> None:
+    for crop, color in zip(crops, colors, strict=True):
+        region = picture[crop.y0 : crop.y0 + crop.mask.shape[0], crop.x0 : crop.x0 + crop.mask.shape[1]]
+        cv2.copyTo(np.broadcast_to(color, region.shape).copy(), crop.mask.view(np.uint8), region)
+
+
+def _pasting_on_the_cpu(maps: Tensor, matrices: F32, colors: U8, height: int, width: int) -> Callable[[], Tensor]:
+    """Probabilities down, masks and colours by the CPU's kernels, the frame up."""
+    frame = np.full((height, width, 3), GREY, np.uint8)
+
+    def call() -> Tensor:
+        _paint(frame, paste_masks(maps.cpu().numpy(), matrices, height, width), colors)
+        return torch.from_numpy(frame).to(maps.device)
+
+    return call
+
+
+def _published(maps: Tensor, matrices: F32, colors: U8, height: int, width: int) -> Callable[[], Tensor]:
     # Normalised coordinates of frame and ROI, align_corners=False: x = (n + 1) W / 2 - 1 / 2.
     frame_from_grid = np.array([[width / 2, 0, (width - 1) / 2], [0, height / 2, (height - 1) / 2]])
     roi_from_grid = np.array([[ROI_SIZE / 2, 0, (ROI_SIZE - 1) / 2], [0, ROI_SIZE / 2, (ROI_SIZE - 1) / 2]])
     thetas = torch.from_numpy(compose(invert(roi_from_grid), compose(matrices, frame_from_grid))).to(maps)
     paints = torch.from_numpy(colors).to(maps.device)
-    frame = torch.full((height, width, 3), 90, dtype=torch.uint8, device=maps.device)
+    frame = torch.full((height, width, 3), GREY, dtype=torch.uint8, device=maps.device)
 
     def call() -> Tensor:
         painted = frame
