@@ -64,6 +64,36 @@ class Photo:
     people: tuple[Person, ...]
 
 
+def read_photos(annotations: Path) -> list[Photo]:
+    """The pictures of a COCO-format annotation file with the people annotated in them; no pixel data is read.
+
+    Raises:
+        DataError: the file is missing or not COCO; names the annotation.
+    """
+    where = ""
+    try:
+        content = json.loads(Path(annotations).read_text())
+        by_image: dict[int, list[Person]] = {entry["id"]: [] for entry in content["images"]}
+        for annotation in content.get("annotations", ()):
+            where = f"annotation {annotation.get('id')}: "
+            by_image[annotation["image_id"]].append(_read_person(annotation))
+        where = ""
+        return [
+            Photo(
+                image_id=entry["id"],
+                file_name=entry["file_name"],
+                height=entry["height"],
+                width=entry["width"],
+                people=tuple(by_image[entry["id"]]),
+            )
+            for entry in content["images"]
+        ]
+    except FileNotFoundError:
+        raise DataError(f"annotation file not found: {annotations}") from None
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{annotations} is not a COCO keypoint file: {where}{type(error).__name__} {error}") from error
+
+
 class CocoFolder:
     """A COCO-format annotation file with its pictures in a folder or in a zip.
 
@@ -78,25 +108,7 @@ class CocoFolder:
         self.images = Path(images)
         if not self.images.exists():
             raise DataError(f"pictures not found: {images} (expected a folder or a zip)")
-        try:
-            content = json.loads(Path(annotations).read_text())
-            by_image: dict[int, list[Person]] = {entry["id"]: [] for entry in content["images"]}
-            for annotation in content.get("annotations", ()):
-                by_image[annotation["image_id"]].append(_read_person(annotation))
-            self.photos = [
-                Photo(
-                    image_id=entry["id"],
-                    file_name=entry["file_name"],
-                    height=entry["height"],
-                    width=entry["width"],
-                    people=tuple(by_image[entry["id"]]),
-                )
-                for entry in content["images"]
-            ]
-        except FileNotFoundError:
-            raise DataError(f"annotation file not found: {annotations}") from None
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{annotations} is not a COCO keypoint file: {type(error).__name__} {error}") from error
+        self.photos = read_photos(annotations)
         self._zip: tuple[int, zipfile.ZipFile] | None = None
 
     def _bytes(self, photo: Photo) -> bytes:
