@@ -7,6 +7,7 @@ optimization profile covers every size up to the options' limits. TensorRT for R
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +105,8 @@ def build_plan(
 
     logger = logger_of(trt)
     logger.take_errors()
-    builder = trt.Builder(logger)
+    with _on_device(options.device):
+        builder = trt.Builder(logger)
     network = builder.create_network(network_flags(trt, form))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(model.SerializeToString(), str(path)):
@@ -126,7 +128,8 @@ def build_plan(
     monitor = make_monitor(trt, progress) if progress is not None else None
     if monitor is not None:
         config.progress_monitor = monitor
-    plan = builder.build_serialized_network(network, config)
+    with _on_device(options.device):
+        plan = builder.build_serialized_network(network, config)
     if monitor is not None and monitor.failure is not None:
         raise monitor.failure
     if plan is None:
@@ -313,6 +316,16 @@ def _form(trt: ModuleType, wanted: AffineAlignForm) -> str | None:
     if wanted == "auto":
         return "aot" if has_aot_plugins(trt) else "function"
     return wanted
+
+
+def _on_device(device: str | None) -> contextlib.AbstractContextManager[Any]:
+    """A builder makes plans for the GPU that is the current one; the first is that already."""
+    index = int((device or "cuda:0").partition(":")[2] or 0)
+    if index == 0 or not find_nvidia_driver().gpus:
+        return contextlib.nullcontext()
+    from engines.torch_memory import on_device
+
+    return on_device(index)
 
 
 def _capability(device: str | None) -> tuple[int, int] | None:

@@ -23,6 +23,11 @@ _TORCH_DTYPE: Final[dict[np.dtype[Any], torch.dtype]] = {
 _NUMPY_DTYPE: Final = {kind: dtype for dtype, kind in _TORCH_DTYPE.items()}
 
 
+def on_device(index: int) -> contextlib.AbstractContextManager[Any]:
+    """Make a CUDA device the current one; libraries that take no device work on that."""
+    return torch.cuda.device(index)
+
+
 class TorchMemory:
     """Tensors of one CUDA device, and the stream that an engine's work goes to.
 

@@ -5,10 +5,12 @@ Nothing here runs a plan: that takes a GPU.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,8 +22,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from engines import EngineLoadError, EngineOptions, default_artifact, load_artifact
-from engines.nvidia_driver import NvidiaDriver
-from engines.tensorrt_build import build_plan, cast_images_first, prepare_graph, profile_of
+from engines.nvidia_driver import Gpu, NvidiaDriver
+from engines.tensorrt_build import _on_device, build_plan, cast_images_first, prepare_graph, profile_of
 from tests.engines.graphs import keypoints_graph, model, tensor
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -252,3 +254,21 @@ def test_profile_rounds_the_long_side_up():
     low, best, high = profile_of("image", (-1, -1, -1, 3), EngineOptions(long_side=500, max_batch=4))
     assert (low, best, high) == ((1, 32, 32, 3), (1, 288, 512, 3), (4, 512, 512, 3))
     assert all(np.array(side) % 32 == 0 for shape in (low, best, high) for side in shape[1:3])
+
+
+def test_the_plan_is_built_on_the_gpu_that_was_asked_for(monkeypatch):
+    entered = []
+
+    @contextlib.contextmanager
+    def on_device(index: int) -> Iterator[None]:
+        entered.append(index)
+        yield
+
+    gpus = tuple(Gpu(index, "H100", (9, 0), 1 << 36) for index in range(2))
+    driver = NvidiaDriver(version="580", cuda=(13, 0), gpus=gpus)
+    monkeypatch.setattr("engines.tensorrt_build.find_nvidia_driver", lambda: driver)
+    monkeypatch.setattr("engines.torch_memory.on_device", on_device)
+    for device in (None, "cuda:0", "cuda:1"):
+        with _on_device(device):
+            pass
+    assert entered == [1]
