@@ -213,7 +213,8 @@ class GraphCache:
         # Rows beyond N hold zeros, later the people of an earlier call: finite numbers, whose results nobody reads.
         inputs = []
         for shape, tensor in zip(key, tensors, strict=True):
-            layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
+            is_map = len(shape) == 4 and tensor.is_floating_point()  # pictures of bytes have their channels last as is
+            layout = torch.channels_last if is_map else torch.contiguous_format
             buffer = torch.empty(shape, dtype=tensor.dtype, device=tensor.device, memory_format=layout).zero_()
             inputs.append(buffer)
         outputs, replay = self._recorder.capture(lambda: compute(inputs))

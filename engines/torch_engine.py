@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import traceback
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,7 +49,9 @@ MAX_PROGRAMS: Final = 128
 """Programs, one for each set of input shapes, that are kept; the one not used for longest goes first."""
 
 _TRIAL_SIZE = 64  # for sizes without a limit, when a graph is tried at load; a multiple of what networks want
-_OUT_OF_HOST_MEMORY = "DefaultCPUAllocator: can't allocate memory"
+_OUT_OF_MEMORY = re.compile(
+    r"DefaultCPUAllocator: can't allocate memory|CUDA error: out of memory|CU(DNN|BLAS)_STATUS\w*_ALLOC"
+)  # in errors that are plain RuntimeErrors
 
 
 class TorchEngine:
@@ -154,24 +157,21 @@ class TorchEngine:
             results = self._compute([feeds[spec.name] for spec in self._inputs])
         return {spec.name: result for spec, result in zip(self._outputs, results, strict=True)}
 
-    def prepare(self, sizes: Mapping[str, int]) -> None:
-        """Do all that the first calls of one set of sizes would do: compile, choose algorithms, record.
+    def prepare(self, shapes: Mapping[str, Sequence[int]]) -> None:
+        """Do all that the first calls with these shapes would do: compile, choose algorithms, record.
 
         Args:
-            sizes: every named size of the inputs, as in `inputs`: {"B": 1, ...}.
+            shapes: shape of every input, {"image": (1, 288, 512, 3)}.
 
         Raises:
             EngineRunError: as `run`.
         """
-        feeds = {
-            spec.name: torch.zeros(
-                [sizes[size] if isinstance(size, str) else size for size in spec.shape],
-                dtype=_torch_dtype(spec.dtype),
-                device=self._device,
-            )
-            for spec in self._inputs
-        }
         self._require_open()
+        types = {spec.name: _torch_dtype(spec.dtype) for spec in self._inputs}
+        feeds = {
+            name: torch.zeros(tuple(shape), dtype=types.get(name), device=self._device)
+            for name, shape in shapes.items()
+        }
         check_tensors(self._inputs, feeds, self._device)
         with self._errors(feeds):
             self._compute([feeds[spec.name] for spec in self._inputs], capture_now=True)
@@ -251,7 +251,7 @@ class TorchEngine:
         except (StepFailed, EngineLoadError, RuntimeError) as error:
             if isinstance(error, EngineRunError):
                 raise
-            if _OUT_OF_HOST_MEMORY in str(error):
+            if _OUT_OF_MEMORY.search(str(error)):
                 raise self._out_of_memory(feeds, error) from error
             raise EngineRunError(f"{self._path.name} failed on {_shapes(feeds)}: {_first_line(error)}") from error
 

@@ -24,7 +24,7 @@ from engines.torch_graph import read_graph
 from engines.torch_operation import Convolution, Function
 from engines.torch_program import PreparedGraph, compile_program
 from tests.engines.graphs import model, tensor
-from tests.engines.test_torch_engine import ByHand
+from tests.engines.recorder_by_hand import ByHand
 from tests.tolerances import TORCH_NETWORK
 
 F = TensorProto.FLOAT

@@ -8,9 +8,11 @@ import logging
 import re
 import threading
 import weakref
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,12 +26,13 @@ pytest.importorskip("skimage", reason="the pictures are frames of the demo clip:
 from engines import Artifact, DeviceEngine, default_artifact, load_artifact
 from engines.engine import EngineLoadError, EngineOptions, EngineOutOfMemory, EngineRunError, TensorSpec
 from engines.onnx_engine import OnnxEngine
-from engines.torch_cuda_graphs import MAX_GRAPHS, GraphCache, buckets, ieee_float32
+from engines.torch_cuda_graphs import MAX_GRAPHS, CudaRecorder, GraphCache, buckets, ieee_float32
 from engines.torch_engine import TorchEngine
 from engines.torch_graph import read_graph
 from engines.torch_program import PreparedGraph, compile_program
 from engines.torch_skeleton_fusion import with_fused_skeleton
 from tests.engines.graphs import add_graph, keypoints_graph, model, segment_graph, tensor
+from tests.engines.recorder_by_hand import ByHand
 from tests.engines.torch_feeds import keypoint_differences, people, pictures
 from tests.tolerances import TORCH_NETWORK, TORCH_POSITION_PX
 
@@ -198,13 +201,7 @@ def test_each_type_is_changed_where_it_must_be(artifact: Artifact) -> None:
 
 
 def test_skeleton_becomes_one_call(artifact: Artifact) -> None:
-    shapes = {
-        "features": (1, 48, 24, 40),
-        "feature_from_roi": (2, 2, 3),
-        "roi_image": (2,),
-        "roi_keypoints": (2, 17, 3),
-    }
-    labels = step_labels(artifact.segment_path, shapes)
+    labels = step_labels(artifact.segment_path, segment_shapes(1, 2))
     assert labels.count("pose2seg::AlignWithSkeleton") == 1
     assert not {"pose2seg::AffineAlign", "Concat", "Exp", "Sqrt"} & set(labels)
     assert len(labels) < 60
@@ -351,33 +348,6 @@ def test_least_used_programs_go_first(tmp_path: Path, monkeypatch: pytest.Monkey
 # --- CUDA graphs, by hand -------------------------------------------------------------------------------------------
 
 
-@dataclass
-class ByHand:
-    """A recorder for the CPU. As a CUDA graph does, a replay fills the memory of the recorded results again."""
-
-    log: list[str] = field(default_factory=list)
-    fail: Exception | None = None
-
-    def capture(self, call: Callable[[], list[torch.Tensor]]) -> tuple[list[torch.Tensor], Callable[[], None]]:
-        self.log.append("capture")
-        if self.fail is not None:
-            raise self.fail
-        results = call()
-
-        def replay() -> None:
-            self.log.append("replay")
-            for result, again in zip(results, call(), strict=True):
-                result.copy_(again)
-
-        return results, replay
-
-    def begin(self) -> None:
-        self.log.append("begin")
-
-    def end(self) -> None:
-        self.log.append("end")
-
-
 @pytest.mark.parametrize(
     ("largest", "expected"), [(1, (1,)), (2, (1, 2)), (5, (1, 2, 4, 5)), (32, (1, 2, 4, 8, 16, 32)), (33, None)]
 )
@@ -434,13 +404,24 @@ def test_one_graph_for_each_picture_size_and_batch(artifact: Artifact) -> None:
     assert recorder.log.count("capture") == 2
 
 
+def segment_shapes(batch: int, count: int) -> dict[str, tuple[int, ...]]:
+    return {
+        "features": (batch, 48, 24, 40),
+        "feature_from_roi": (count, 2, 3),
+        "roi_image": (count,),
+        "roi_keypoints": (count, 17, 3),
+    }
+
+
 def test_prepare_records_at_once(artifact: Artifact) -> None:
     recorder = ByHand()
     engine = TorchEngine(artifact.segment_path, ON_CPU, recorder=recorder)
-    engine.prepare({"B": 1, "N": 5, "h": 24, "w": 40})
+    engine.prepare(segment_shapes(1, 5))
     assert recorder.log == ["capture", "begin", "replay", "end"]
-    engine.prepare({"B": 1, "N": 8, "h": 24, "w": 40})
+    engine.prepare(segment_shapes(1, 8))
     assert recorder.log.count("capture") == 1
+    with pytest.raises(EngineRunError, match=r"missing \['roi_image', 'roi_keypoints'\]"):
+        engine.prepare(dict(list(segment_shapes(1, 5).items())[:2]))
 
 
 def add_engine(tmp_path: Path, recorder: ByHand, **changes: Any) -> TorchEngine:
@@ -454,6 +435,104 @@ def add(engine: TorchEngine, n: int) -> Array:
     total = engine.run({"left": row, "right": row})["total"]
     np.testing.assert_array_equal(total, 2 * row)
     return total
+
+
+def test_memory_of_recorded_inputs_is_laid_out_as_it_is_read(artifact: Artifact) -> None:
+    for path, shapes, name, layout in (
+        (artifact.keypoints_path, {"image": (2, 96, 160, 3)}, "image", torch.contiguous_format),
+        (artifact.segment_path, segment_shapes(2, 3), "features", torch.channels_last),
+    ):
+        engine = TorchEngine(path, ON_CPU, recorder=ByHand())
+        engine.prepare(shapes)
+        assert engine._graphs is not None
+        ((recorded),) = engine._graphs._graphs.values()
+        position = [spec.name for spec in engine.inputs].index(name)
+        assert recorded.inputs[position].is_contiguous(memory_format=layout)
+
+
+class FakeCuda:
+    """`torch.cuda` as far as `CudaRecorder` uses it: writes down what happens on which stream."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.stack = ["main"]
+
+    def Stream(self, device: torch.device) -> Any:  # noqa: N802  torch's name
+        return self.stream_named("side")
+
+    def stream_named(self, name: str) -> Any:
+        def waits(what: str) -> Callable[[Any], None]:
+            return lambda other: self.log.append(f"{name} waits for {getattr(other, 'name', what)}")
+
+        return SimpleNamespace(name=name, wait_stream=waits("stream"), wait_event=waits("event"))
+
+    def current_stream(self, device: torch.device) -> Any:
+        return self.stream_named(self.stack[-1])
+
+    @contextmanager
+    def stream(self, stream: Any) -> Iterator[None]:
+        self.stack.append(stream.name)
+        yield
+        self.stack.pop()
+
+    def graph_pool_handle(self) -> str:
+        return "pool"
+
+    def Event(self) -> Any:  # noqa: N802
+        return SimpleNamespace(record=lambda stream: self.log.append(f"event on {stream.name}"))
+
+    def CUDAGraph(self) -> Any:  # noqa: N802
+        return SimpleNamespace(replay=lambda: self.log.append("replay"))
+
+    @contextmanager
+    def device(self, device: torch.device) -> Iterator[None]:
+        yield
+
+    @contextmanager
+    def graph(self, graph: Any, pool: str, stream: Any, mode: str) -> Iterator[None]:
+        self.log.append(f"capture on {stream.name} into {pool}, {mode}")
+        with self.stream(stream):
+            yield
+        self.log.append("captured")
+
+
+def test_order_of_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCuda()
+    for name in ("Stream", "current_stream", "stream", "graph_pool_handle", "Event", "CUDAGraph", "device", "graph"):
+        monkeypatch.setattr(torch.cuda, name, getattr(cuda, name))
+    recorder = CudaRecorder(torch.device("cuda:0"))
+    before = torch.backends.cudnn.benchmark
+
+    def call() -> list[torch.Tensor]:
+        cuda.log.append(f"call on {cuda.stack[-1]}, search={torch.backends.cudnn.benchmark}")
+        return [torch.zeros(1)]
+
+    results, replay = recorder.capture(call)
+    replay()
+    assert len(results) == 1
+    warm_up = ["call on side, search=True"] * 3
+    capture = ["capture on side into pool, thread_local", "call on side, search=True", "captured"]
+    assert cuda.log == ["side waits for main", *warm_up, "main waits for side", *capture, "replay"]
+    assert torch.backends.cudnn.benchmark == before
+
+
+def test_calls_on_other_streams_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCuda()
+    for name in ("Stream", "current_stream", "graph_pool_handle", "Event"):
+        monkeypatch.setattr(torch.cuda, name, getattr(cuda, name))
+    streams = {name: cuda.stream_named(name) for name in ("main", "other")}
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: streams[cuda.stack[-1]])
+    recorder = CudaRecorder(torch.device("cuda:0"))
+    for name in ("main", "main", "other", "other", "main"):
+        cuda.stack.append(name)
+        recorder.begin()
+        recorder.end()
+    on_main, on_other = "event on main", "event on other"
+    assert cuda.log == [
+        *(on_main, on_main),
+        *("other waits for event", on_other, on_other),
+        *("main waits for event", on_main),
+    ]
 
 
 def test_graphs_that_are_not_used_go_first() -> None:
@@ -477,7 +556,13 @@ def test_sizes_that_come_once_record_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "error",
-    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory: you")],
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+        RuntimeError("CUDA error: out of memory"),
+    ],
 )
 def test_too_little_memory_frees_and_says_so(tmp_path: Path, error: Exception) -> None:
     recorder = ByHand()
@@ -580,7 +665,7 @@ def test_closed_engine_refuses(tmp_path: Path) -> None:
     with pytest.raises(EngineRunError, match="closed; open it again"):
         engine.run_on_device({"left": torch.ones(1, 3), "right": torch.ones(1, 3)})
     with pytest.raises(EngineRunError, match="closed; open it again"):
-        engine.prepare({"N": 1})
+        engine.prepare({"left": (1, 3), "right": (1, 3)})
 
 
 def test_no_gpu_is_an_error_and_never_the_cpu(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
