@@ -9,15 +9,16 @@ from benchmarks.flame import draw, stacks
 
 STAGE = "thread (12): segment;Thread.run (threading.py:982);Pipeline._run_stage (pipeline/runtime.py:172)"
 
+CALL = f"{STAGE};SegmentStage.process (pipeline/stage4_segment.py:50)"
+
 
 def test_only_work_is_kept_and_named_by_our_functions() -> None:
     folded = "\n".join(
         (
-            f"{STAGE};SegmentStage.process (pipeline/stage4_segment.py:50);SegmentStage.process (pipeline/x.py:1);"
-            "OnnxEngine.run (engines/onnx_engine.py:81);run (onnxruntime/capi/x.py:406) 40",
+            f"{CALL};SegmentStage.process (pipeline/x.py:1);OnnxEngine.run (engines/o.py:81);run (onnxruntime/x.py:4) 40",
             f"{STAGE};Channel.get (pipeline/channel.py:111);Condition.wait (threading.py:327) 900",
             f"{STAGE};SegmentStage.open (pipeline/stage4_segment.py:30);compile (numba/core.py:1) 70",
-            f"{STAGE};SegmentStage.process (pipeline/stage4_segment.py:50);<listcomp> (pipeline/x.py:1) 2",
+            f"{CALL};<listcomp> (pipeline/x.py:1) 2",
             "thread (1): MainThread;main (run_stream.py:89) 5",
         )
     )
