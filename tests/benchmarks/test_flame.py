@@ -15,7 +15,7 @@ CALL = f"{STAGE};SegmentStage.process (pipeline/stage4_segment.py:50)"
 def test_only_work_is_kept_and_named_by_our_functions() -> None:
     folded = "\n".join(
         (
-            f"{CALL};SegmentStage.process (pipeline/x.py:1);OnnxEngine.run (engines/o.py:81);run (onnxruntime/x.py:4) 40",
+            f"{CALL};SegmentStage.process (pipeline/x:1);OnnxEngine.run (engines/o);run (onnxruntime/x) 40",
             f"{STAGE};Channel.get (pipeline/channel.py:111);Condition.wait (threading.py:327) 900",
             f"{STAGE};SegmentStage.open (pipeline/stage4_segment.py:30);compile (numba/core.py:1) 70",
             f"{CALL};<listcomp> (pipeline/x.py:1) 2",
