@@ -38,6 +38,7 @@ class Step:
         limit_s: it is killed after this time.
         needs_gpu: it is skipped on a machine without one.
         needs: programs without which it is skipped.
+        modules: Python modules without which it is skipped.
         environment: variables to set.
     """
 
@@ -46,6 +47,7 @@ class Step:
     limit_s: float
     needs_gpu: bool = True
     needs: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
 
 
@@ -74,7 +76,8 @@ def steps(scratch: Path) -> list[Step]:
 
     def pipeline(engine: str, precision: str) -> Step:
         command = f"{bench} --engine {engine} --precision {precision} --people 1,4,20 --batch 1,8 --seconds 2"
-        return step(f"pipeline_{engine}_{precision}", command, 90)
+        modules = ("tensorrt_rtx",) if engine == "tensorrt-rtx" else ("torch",)
+        return step(f"pipeline_{engine}_{precision}", command, 90, modules=modules)
 
     strict = {"FAIL_WITHOUT_CUDA": "1"}
     return [
@@ -89,9 +92,16 @@ def steps(scratch: Path) -> list[Step]:
             needs_gpu=False,
         ),
         step("paper", f"{bench} --paper {paper} --engine torch --precision float16 --people 4 --seconds 3", 60),
-        step("tensorrt_rtx", f"{python} -m benchmarks.tensorrt_rtx_on_this_gpu --json {{json}}", 120),
+        step(
+            "tensorrt_rtx",
+            f"{python} -m benchmarks.tensorrt_rtx_on_this_gpu --json {{json}}",
+            120,
+            modules=("tensorrt_rtx",),
+        ),
         pipeline("tensorrt-rtx", "float16"),
-        step("engines", f"{python} -m benchmarks.bench_engines --json {{json}}", 60, needs_gpu=False),
+        step(
+            "engines", f"{python} -m benchmarks.bench_engines --engines onnx,torch --json {{json}}", 60, needs_gpu=False
+        ),
         step(
             "sanitizer",
             "compute-sanitizer --tool memcheck --error-exitcode 1 "
@@ -120,6 +130,7 @@ def run_step(step: Step, *, gpu: bool, left_s: float, scratch: Path, base: dict[
     """Run one step within its limit and within what is left of the whole."""
     verdict = Verdict(name=step.name, state="skipped", command=" ".join(_short(part) for part in step.command))
     missing = [name for name in step.needs if shutil.which(name) is None]
+    missing += [name for name in step.modules if not _has_module(name, base)]
     if step.needs_gpu and not gpu:
         verdict.reason = "no GPU on this machine"
     elif missing:
@@ -203,6 +214,13 @@ def wanted_figures(verdicts: Sequence[Verdict], *, gpu: bool) -> list[Wanted]:
         Wanted(what="live, 720p, 4 people, frames in memory, batch 1", at_least=400, unit="FPS", measured=best(1)),
         Wanted(what="live, 720p, 4 people, frames in memory, batch 8", at_least=1500, unit="FPS", measured=best(8)),
     ]
+
+
+def _has_module(name: str, environment_of_steps: dict[str, str]) -> bool:
+    """Whether the steps' Python finds a module; what was carried along is on their path, not on ours."""
+    code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({name!r}) is None)"
+    done = subprocess.run([sys.executable, "-c", code], env=environment_of_steps, check=False, timeout=60)  # noqa: S603
+    return done.returncode == 0
 
 
 def _find(document: Any, key: str) -> float | None:

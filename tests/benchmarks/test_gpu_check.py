@@ -63,6 +63,7 @@ def test_a_step_that_hangs_costs_its_limit_and_leaves_no_process(tmp_path) -> No
 def test_what_cannot_run_is_skipped_with_the_reason(tmp_path) -> None:
     assert run("", tmp_path, needs_gpu=True).reason == "no GPU on this machine"
     assert run("", tmp_path, needs=("no-such-program",)).reason == "no-such-program not found"
+    assert run("", tmp_path, modules=("json", "no_such_module")).reason == "no_such_module not found"
     assert run("", tmp_path, left_s=1.0).reason == "no time left"
 
 
