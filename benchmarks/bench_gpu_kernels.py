@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from benchmarks.gpu_frame_cases import FRAMES, letterbox_cases, paste_cases
 from benchmarks.measure import Row, Timing, environment, report, summarise
+from kernels.affine_align import affine_align as numba_affine_align
 from kernels.affine_align.torch_op import affine_align, affine_align_backward, align_with_skeleton
 from kernels.torch_skeleton import skeleton_features
 
@@ -109,14 +110,17 @@ class Outcome:
 def align_cases(device: torch.device) -> Iterator[Case]:
     """`affine_align` against the published way and one grid_sample for the image."""
     for settings, scene in _scenes(device):
+        contestants: dict[str, Callable[[], Tensor]] = {
+            OURS: partial(affine_align, *scene.arguments, ROI_SIZE),
+            "published: gather, grid_sample": scene.published,
+            "one grid_sample": scene.one_grid_sample,
+        }
+        if device.type == "cpu" and (scene.dtype, settings["layout"]) == ("f32", "NCHW"):
+            contestants["Numba"] = scene.numba
         yield Case(
             name="affine_align",
             settings=settings,
-            contestants={
-                OURS: partial(affine_align, *scene.arguments, ROI_SIZE),
-                "published: gather, grid_sample": scene.published,
-                "one grid_sample": scene.one_grid_sample,
-            },
+            contestants=contestants,
             expected=affine_align(*scene.exact, ROI_SIZE),
             max_error={OURS: MAX_ERROR[scene.dtype], "others": MAX_ERROR_OF_BASELINES[scene.dtype]},
             minimum_bytes=scene.minimum_bytes(scene.channels),
@@ -209,6 +213,11 @@ class Scene:
         weights = affine_align_backward(ones, self.matrices.cpu(), self.images.cpu(), 1, self.height, self.width)
         needed = int((weights > 0).sum()) * self.channels
         return (needed + len(self.images) * channels * ROI_SIZE**2) * self.features.element_size()
+
+    def numba(self) -> Tensor:
+        """What the pipeline and the tests use where there is no PyTorch."""
+        arrays = (self.features.numpy(), self.matrices.numpy(), self.images.numpy())
+        return torch.from_numpy(numba_affine_align(*arrays, ROI_SIZE))
 
     def _grid(self) -> Tensor:
         size = [len(self.images), self.channels, ROI_SIZE, ROI_SIZE]
