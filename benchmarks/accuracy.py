@@ -44,7 +44,8 @@ def main() -> None:
         model = replace(model, keypoints=open_graph(artifact, "keypoints", engine=options.engine, options=chosen))
     folder = CocoFolder(options.annotations, options.images)
     long_side = options.long_side or own_side
-    sources = {"annotations": "gt", "ours": "engine"} | dict(item.split("=", 1) for item in options.poses)
+    own = {"ours": "engine"} if model.keypoints is not None else {}  # the family `paper` finds no people
+    sources = {"annotations": "gt", **own} | dict(item.split("=", 1) for item in options.poses)
     rows = []
     for name, given in sources.items():
         poses, _, threshold = given.partition("@")

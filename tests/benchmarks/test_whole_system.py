@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 from benchmarks import accuracy, bench_pipeline
+from engines import write_artifact
+from kernels.pose_fit import PAPER_TEMPLATES, prepare_templates
 from tests.clips import write_video
+from tests.engines.graphs import features_graph, segment_graph
 from tests.magenta_model import write_magenta_model
 from tests.training.drawn_people import write_people
 
@@ -59,3 +62,28 @@ def test_accuracy_benchmark(tmp_path, monkeypatch, capsys) -> None:
     assert rows["annotations", "engine"]["keypoints"] is None
     assert rows["perfect", "limbs"]["keypoints"]["AP"] > 0.9
     assert rows["perfect", "limbs"]["mean_iou"] == pytest.approx(rows["annotations", "limbs"]["mean_iou"], abs=0.02)
+
+
+def test_accuracy_of_a_model_that_finds_nobody(tmp_path, monkeypatch, capsys) -> None:
+    manifest = {
+        "family": "paper",
+        "long_side": 128,
+        "input_multiple": 32,
+        "feature_from_input": [[0.25, 0, 0], [0, 0.25, 0]],
+        "roi_size": 8,
+        "templates": prepare_templates(PAPER_TEMPLATES),
+        "person_threshold": 0.3,
+        "joint_threshold": 0.2,
+        "decode": {},
+        "trained_on": [],
+        "measured": {},
+        "provenance": {},
+    }
+    write_artifact(tmp_path / "model", manifest, {"features": features_graph(), "segment": segment_graph()})
+    folder = write_people(tmp_path / "people", pictures=2)
+    where = ["--annotations", str(folder / "annotations.json"), "--images", str(folder / "images")]
+    monkeypatch.setattr(sys, "argv", ["accuracy", *where, "--model", str(tmp_path / "model"), "--engine", "onnx"])
+    accuracy.main()
+    rows = last_json(capsys.readouterr().out)["rows"]
+    assert [(row["poses"], row["masks"]) for row in rows] == [("annotations", "engine"), ("annotations", "limbs")]
+    assert rows[0]["people_with_mask"] == 2 and rows[1]["mean_iou"] > 0.5
