@@ -2,7 +2,7 @@
 # Packs what a bare GPU machine without network lacks (x86-64, Python 3.12, with PyTorch, NumPy, ONNX, OpenCV there):
 # TensorRT for RTX, PyAV, pycocotools.
 #
-#   benchmarks/pack_gpu.sh [FOLDER] [BYTES]        FOLDER: out/gpu_pack; BYTES: 40000000
+#   benchmarks/pack_gpu.sh [FOLDER] [BYTES]        FOLDER: out/gpu_pack; BYTES: 36000000
 #
 # The library of 234 MB becomes 62 MB in about four minutes and 6 GB of memory. What is sent at once is often limited, so
 # the files are dealt into FOLDER/part1, FOLDER/part2, ... of at most BYTES each. Send the parts one after the other and
@@ -12,7 +12,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 folder=${1:-out/gpu_pack}
-part_bytes=${2:-40000000}
+part_bytes=${2:-36000000}
 rtx=1.7.1.116
 python=${PYTHON:-python3}
 scratch=$(mktemp -d)

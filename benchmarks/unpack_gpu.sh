@@ -6,7 +6,8 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 target=${1:?a folder to install into}
 store=${POSE2SEG_PACK:-/tmp/pose2seg_gpu_pack}
 python=${PYTHON:-python3}
-mkdir -p "$store" "$target"
+mkdir -p -m 700 "$store"
+mkdir -p "$target"
 for file in "$here"/*; do
   case ${file##*/} in unpack.sh) ;; *) cp "$file" "$store/" ;; esac
 done
