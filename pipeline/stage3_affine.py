@@ -9,7 +9,7 @@ import numpy as np
 
 from kernels.coordinates import F32
 from kernels.pose_fit import fit_poses, whole_frame_roi
-from kernels.pose_similarity import pose_similarities
+from kernels.pose_similarity import pose_similarities, pose_sizes, return_chances
 from pipeline.messages import AlignedRois, Poses
 from pipeline.tracking import PersonTracker
 
@@ -36,8 +36,9 @@ class AffineStage:
 
     def open(self) -> None:
         one = np.zeros((1, 17, 2)), np.ones((1, 17), np.bool_)
-        pose_similarities(*one, *one, np.zeros(1))  # compiles
-        fit_poses(  # compiles
+        pose_similarities(*one, *one, np.zeros(1))  # compiles, as the other calls here
+        return_chances(*one, one[0], *one, pose_sizes(*one), np.zeros(1))
+        fit_poses(
             np.ones((1, 17, 3), np.float32),
             self._templates,
             whole_frame_roi(8, 8, self._roi_size),
