@@ -22,6 +22,11 @@ from kernels.coordinates import F32, F64, U8
 I64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 
+EDGE_PX = 1.5  # frame px over which alpha rises, at least: less looks like stairs
+EDGE_ROI_PX = 0.5  # the same in ROI px: the network knows the border no better than that
+STEEPEST = 6.0  # alpha per probability where the network is undecided
+FLOOR = 0.02  # probabilities up to this are nobody: half of a network's window carries some
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PastedMask:
@@ -39,6 +44,25 @@ class PastedMask:
         full = np.zeros((frame_height, frame_width), np.bool_)
         height, width = self.mask.shape
         full[self.y0 : self.y0 + height, self.x0 : self.x0 + width] = self.mask
+        return full
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PastedAlpha:
+    """How much of each frame px belongs to one person: a crop that holds all px above 0."""
+
+    x0: int
+    """Frame column of the crop's first px; 0 for an empty one."""
+    y0: int
+    """Frame row of the crop's first px; 0 for an empty one."""
+    alpha: U8
+    """(h, w) uint8, C-contiguous: 0 none of the px, 255 all of it; (0, 0) when nobody is there."""
+
+    def in_frame(self, frame_height: int, frame_width: int) -> U8:
+        """The alpha as a full (frame_height, frame_width) uint8 picture."""
+        full = np.zeros((frame_height, frame_width), np.uint8)
+        height, width = self.alpha.shape
+        full[self.y0 : self.y0 + height, self.x0 : self.x0 + width] = self.alpha
         return full
 
 
@@ -253,6 +277,163 @@ def _bilinear_reference(image: F64, u: F64, v: F64) -> F64:
     top, bottom = (row[0] * (1 - fu) + row[1] * fu for row in taps)
     value: F64 = top * (1 - fv) + bottom * fv
     return value
+
+
+def paste_alpha(
+    probabilities: F32,
+    roi_from_frame: NDArray[np.floating],
+    frame_height: int,
+    frame_width: int,
+    *,
+    threshold: float = 0.5,
+) -> list[PastedAlpha]:
+    """`paste_masks` with edges between px: alpha rises across the border of the mask, and is 0 or 255 away from it.
+
+    The probability is not the alpha: it rises over two ROI px, ten frame px and more for a large person. So it
+    is divided by its own slope, which gives the distance to the border in frame px, and alpha rises from 0 to 255 over
+    `EDGE_PX`, or `EDGE_ROI_PX` where that is more. Where the slope is flat the network is undecided, and alpha follows
+    the probability, `STEEPEST` times as steep, so that a small change of it stays a small change.
+
+    Args:
+        probabilities: (N, S, S) float32 in ROI px, 0..1. NaN is never person.
+        roi_from_frame: (N, 2, 3), frame px to ROI px, as the ROIs were cut.
+        frame_height: px.
+        frame_width: px.
+        threshold: alpha is 128 or more exactly where `paste_masks` with this threshold says person.
+
+    Returns:
+        One PastedAlpha per person, in order; empty as in `paste_masks`. Px whose probability is `FLOOR` or less are 0.
+
+    Raises:
+        ValueError: shapes or threshold.
+    """
+    _check(probabilities, roi_from_frame, frame_height, frame_width, threshold)
+    probabilities = np.ascontiguousarray(probabilities, np.float32)
+    matrices = np.ascontiguousarray(roi_from_frame, np.float64)
+    supports, boxes = _boxes(probabilities, matrices, frame_height, frame_width, min(FLOOR, threshold))
+    sizes = boxes[:, 2:] - boxes[:, :2]
+    ends = np.cumsum(sizes[:, 0] * sizes[:, 1])
+    pixels = np.empty(int(ends[-1]) if len(ends) else 0, np.uint8)
+    tight = _fill_alpha(probabilities, matrices, threshold, supports, boxes, pixels)
+    pasted = []
+    for n in range(len(probabilities)):
+        width, height = int(sizes[n, 0]), int(sizes[n, 1])
+        x0, y0, x1, y1 = tight[n].tolist()
+        crop = pixels[ends[n] - width * height : ends[n]].reshape(height, width)[y0:y1, x0:x1]
+        if crop.size:
+            x0, y0 = int(boxes[n, 0]) + x0, int(boxes[n, 1]) + y0
+            pasted.append(PastedAlpha(x0=x0, y0=y0, alpha=np.ascontiguousarray(crop)))
+        else:
+            pasted.append(PastedAlpha(x0=0, y0=0, alpha=np.zeros((0, 0), np.uint8)))
+    return pasted
+
+
+@compiled
+def _fill_alpha(probabilities: F32, matrices: F64, threshold: float, supports: I64, boxes: I64, pixels: U8) -> I64:
+    """As `_fill`, with alpha in place of 0 and 1."""
+    people, side = probabilities.shape[0], probabilities.shape[1]
+    tight = np.zeros((people, 4), np.int64)
+    bordered = np.zeros((side + 2, side + 2), np.float32)
+    floor = min(FLOOR, threshold)
+    start = 0
+    for n in range(people):
+        width, height = boxes[n, 2] - boxes[n, 0], boxes[n, 3] - boxes[n, 1]
+        if width * height == 0:
+            continue
+        bordered[1 : side + 1, 1 : side + 1] = probabilities[n]
+        a, b, tx = matrices[n, 0, 0], matrices[n, 0, 1], matrices[n, 0, 2]
+        c, d, ty = matrices[n, 1, 0], matrices[n, 1, 1], matrices[n, 1, 2]
+        edge_px = max(EDGE_PX, EDGE_ROI_PX / np.sqrt(abs(a * d - b * c)))
+        x_min, y_min, x_max, y_max = width, height, -1, -1
+        for row in range(height):
+            line = pixels[start + row * width : start + (row + 1) * width]
+            line[:] = 0
+            y = boxes[n, 1] + row
+            u_row, v_row = b * y + tx, d * y + ty
+            first, last = _stretch(a, u_row, float(supports[n, 0]), float(supports[n, 2]), boxes[n, 0], boxes[n, 2])
+            first, last = _stretch(c, v_row, float(supports[n, 1]), float(supports[n, 3]), first, last)
+            for x in range(first, last):
+                u, v = a * x + u_row + 1.0, c * x + v_row + 1.0
+                u0, v0 = int(u), int(v)
+                fu, fv = u - u0, v - v0
+                p00, p01 = bordered[v0, u0], bordered[v0, u0 + 1]
+                p10, p11 = bordered[v0 + 1, u0], bordered[v0 + 1, u0 + 1]
+                top, bottom = p00 * (1.0 - fu) + p01 * fu, p10 * (1.0 - fu) + p11 * fu
+                probability = top * (1.0 - fv) + bottom * fv
+                if not probability > floor:  # NaN is not
+                    continue
+                along_u = (np.float64(p01) - p00) * (1.0 - fv) + (np.float64(p11) - p10) * fv
+                along_v = bottom - top
+                rise = edge_px * np.sqrt((along_u * a + along_v * c) ** 2 + (along_u * b + along_v * d) ** 2)
+                steepness = 1.0 / rise if rise * STEEPEST > 1.0 else STEEPEST
+                value = np.ceil(255.0 * (0.5 + (probability - threshold) * steepness) - 0.5)
+                if probability > threshold:
+                    line[x - boxes[n, 0]] = int(min(max(value, 128.0), 255.0))
+                else:
+                    line[x - boxes[n, 0]] = int(max(min(value, 127.0), 0.0))
+            left, right = first - boxes[n, 0], last - boxes[n, 0] - 1
+            while left <= right and line[left] == 0:
+                left += 1
+            while right >= left and line[right] == 0:
+                right -= 1
+            if left <= right:
+                x_min, x_max = min(x_min, left), max(x_max, right)
+                y_min, y_max = min(y_min, row), row
+        start += width * height
+        if x_max >= 0:
+            tight[n, 0], tight[n, 1], tight[n, 2], tight[n, 3] = x_min, y_min, x_max + 1, y_max + 1
+    return tight
+
+
+def paste_alpha_reference(
+    probabilities: F32,
+    roi_from_frame: NDArray[np.floating],
+    frame_height: int,
+    frame_width: int,
+    *,
+    threshold: float = 0.5,
+) -> list[PastedAlpha]:
+    """`paste_alpha` over the whole frame for every person, cropped afterwards."""
+    _check(probabilities, roi_from_frame, frame_height, frame_width, threshold)
+    y, x = np.mgrid[:frame_height, :frame_width].astype(np.float64)
+    floor = min(FLOOR, threshold)
+    pasted = []
+    for probability, matrix in zip(probabilities.astype(np.float64), roi_from_frame.astype(np.float64), strict=True):
+        full = np.zeros((frame_height, frame_width), np.uint8)
+        if np.isfinite(matrix).all() and np.linalg.det(matrix[:, :2]) != 0:
+            # Sums in the order of the fast one: the slope jumps at whole coordinates.
+            u, v = (matrix[row, 0] * x + (matrix[row, 1] * y + matrix[row, 2]) for row in range(2))
+            value = _bilinear_reference(probability, u, v)
+            along_u, along_v = _slopes_reference(probability, u, v)
+            slope = np.hypot(
+                along_u * matrix[0, 0] + along_v * matrix[1, 0], along_u * matrix[0, 1] + along_v * matrix[1, 1]
+            )
+            edge_px = max(EDGE_PX, EDGE_ROI_PX / np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
+            with np.errstate(divide="ignore"):
+                steepness = np.minimum(1.0 / (edge_px * slope), STEEPEST)
+            alpha = np.ceil(255.0 * (0.5 + (value - threshold) * steepness) - 0.5)
+            alpha = np.where(value > threshold, np.clip(alpha, 128, 255), np.clip(alpha, 0, 127))
+            full = np.where(value > floor, alpha, 0.0).astype(np.uint8)
+        rows, columns = np.nonzero(full.any(axis=1))[0], np.nonzero(full.any(axis=0))[0]
+        if len(rows):
+            crop = full[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+            pasted.append(PastedAlpha(x0=int(columns[0]), y0=int(rows[0]), alpha=np.ascontiguousarray(crop)))
+        else:
+            pasted.append(PastedAlpha(x0=0, y0=0, alpha=np.zeros((0, 0), np.uint8)))
+    return pasted
+
+
+def _slopes_reference(image: F64, u: F64, v: F64) -> tuple[F64, F64]:
+    """Derivatives of the bilinear surface of `_bilinear_reference` along u and v, in the cell right and below."""
+    side = len(image)
+    padded = np.pad(image, 2)
+    u, v = np.clip(u, -2, side), np.clip(v, -2, side)
+    u0, v0 = np.floor(u).astype(np.int64) + 2, np.floor(v).astype(np.int64) + 2
+    u1, v1 = np.minimum(u0 + 1, side + 3), np.minimum(v0 + 1, side + 3)
+    fu, fv = u - np.floor(u), v - np.floor(v)
+    along_u = (padded[v0, u1] - padded[v0, u0]) * (1 - fv) + (padded[v1, u1] - padded[v1, u0]) * fv
+    along_v = (padded[v1, u0] - padded[v0, u0]) * (1 - fu) + (padded[v1, u1] - padded[v0, u1]) * fu
+    return along_u, along_v
 
 
 def encode_rle(masks: Sequence[PastedMask], frame_height: int, frame_width: int) -> list[Rle]:

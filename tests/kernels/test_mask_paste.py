@@ -9,7 +9,14 @@ from pycocotools import mask as coco_mask
 
 from kernels.affine_align import affine_align
 from kernels.coordinates import half_pixel_scale, invert
-from kernels.mask_paste import PastedMask, encode_rle, paste_masks, paste_masks_reference
+from kernels.mask_paste import (
+    PastedMask,
+    encode_rle,
+    paste_alpha,
+    paste_alpha_reference,
+    paste_masks,
+    paste_masks_reference,
+)
 from kernels.pose_fit import PAPER_TEMPLATES, fit_poses, prepare_templates, whole_frame_roi
 from tests.strategies import masks_in_frames, similarities
 
@@ -170,3 +177,66 @@ def test_errors_say_what_came() -> None:
         paste_masks(probabilities, matrices, 10, 10, threshold=1.5)
     with pytest.raises(ValueError, match="2 x 3 px at x 9, y 0 is outside a frame of 10 x 10 px"):
         encode_rle([PastedMask(x0=9, y0=0, mask=np.ones((2, 3), bool))], 10, 10)
+
+
+@pytest.mark.parametrize("people", [0, 1, 7])
+@pytest.mark.parametrize("frame", [(1, 1), (3, 5), (97, 61), (80, 120)])
+@pytest.mark.parametrize("side", [1, 8, 33])
+def test_alpha_twin(people: int, frame: tuple[int, int], side: int) -> None:
+    probabilities, matrices = (
+        rois(people, side) if side > 1 else (np.ones((people, 1, 1), np.float32), rois(people, 8)[1])
+    )
+    for threshold in (0.0, 0.3, 0.5):
+        fast = paste_alpha(probabilities, matrices, *frame, threshold=threshold)
+        slow = paste_alpha_reference(probabilities, matrices, *frame, threshold=threshold)
+        assert len(fast) == len(slow) == people
+        for a, b in zip(fast, slow, strict=True):
+            difference = np.abs(a.in_frame(*frame).astype(int) - b.in_frame(*frame))
+            assert difference.max() <= 1  # a sum in another order may round the other way
+            assert a.alpha.flags.c_contiguous
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.01, 0.3, 0.5, 0.9])
+def test_alpha_is_half_and_more_exactly_inside_the_mask(threshold: float) -> None:
+    probabilities, matrices = rois(8, 33, seed=3)
+    alphas = paste_alpha(probabilities, matrices, 97, 61, threshold=threshold)
+    masks = paste_masks(probabilities, matrices, 97, 61, threshold=threshold)
+    for alpha, mask in zip(alphas, masks, strict=True):
+        np.testing.assert_array_equal(alpha.in_frame(97, 61) >= 128, mask.in_frame(97, 61))
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.25, 0.5])
+def test_alpha_moves_with_parts_of_a_px(shift: float) -> None:
+    """A straight border: the sum of alpha along a row is where the border lies, to a twentieth of a px."""
+    probabilities = np.zeros((1, 16, 16), np.float32)
+    probabilities[0, :, :8] = 1  # the border, p = 0.5, lies at u = 7.5
+    scale = 0.25  # four frame px for one of the ROI
+    matrix = np.array([[[scale, 0, -shift * scale], [0, scale, 0]]])
+    (pasted,) = paste_alpha(probabilities, matrix, 64, 64)
+    full = pasted.in_frame(64, 64)
+    row = full[32] / 255.0
+    # Columns 0..n are whole, px n covers n - 0.5 .. n + 0.5; the left border of the window fades, too, at u = -0.5.
+    border = row[8:].sum() + 7.5
+    assert border == pytest.approx(7.5 / scale + shift, abs=0.05)
+    edge = row[(row > 0) & (row < 1) & (np.arange(64) > 8)]
+    assert 1 <= len(edge) <= 3  # narrow, though the probability falls over four px
+    assert full[32, 20] == 255
+
+
+def test_an_undecided_network_gives_half_an_alpha() -> None:
+    """Flat 0.52: no border is near, and alpha does not jump from 0 to 255 when 0.52 becomes 0.48."""
+    for level, low, high in ((0.52, 130, 170), (0.48, 85, 126), (0.7, 255, 255), (0.3, 0, 0)):
+        (pasted,) = paste_alpha(np.full((1, 8, 8), level, np.float32), UNIT[None], 8, 8)
+        assert low <= pasted.in_frame(8, 8)[4, 4] <= high
+
+
+def test_alpha_of_impossible_matrices_and_nan() -> None:
+    probabilities = np.ones((3, 8, 8), np.float32)
+    probabilities[2, 4, 4] = np.nan
+    matrices = np.stack((np.zeros((2, 3)), UNIT, UNIT))
+    nothing, sound, holed = paste_alpha(probabilities, matrices, 20, 20)
+    assert nothing.alpha.shape == (0, 0)
+    assert sound.alpha.all()
+    assert holed.in_frame(20, 20)[4, 4] == 0 and holed.in_frame(20, 20)[6, 6] == 255
+    with pytest.raises(ValueError, match="frame must be at least"):
+        paste_alpha(probabilities, matrices, 0, 10)
