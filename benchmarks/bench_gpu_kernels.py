@@ -7,7 +7,8 @@ that the work has to move (each value that is needed read once, each result writ
 bandwidth of a copy that they were moved with.
 
 Without a CUDA device nothing is measured, the result says ``"status": "skipped"``, and the exit status is 0.
-``--device cpu`` runs everything on the CPU's build of the same sources: a dry run, whose times say nothing about a GPU.
+``--device cpu`` runs everything on the CPU's build of the same sources: a dry run, whose times (CPU time of one thread)
+say nothing about a GPU.
 """
 
 from __future__ import annotations
@@ -316,9 +317,9 @@ class Stopwatch:
         """One, in ms. What is enqueued waits for the reading of the buffer, so that Python is ahead of the GPU."""
         self._flushed.sum()
         if self._device.type == "cpu":
-            begin = time.perf_counter()
+            begin = time.thread_time()  # others may be using the cores
             call()
-            return (time.perf_counter() - begin) * 1e3
+            return (time.thread_time() - begin) * 1e3
         first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         first.record()
         call()
@@ -380,7 +381,13 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         document: dict[str, Any] = {"status": "skipped", "reason": reason, "environment": environment()}
         print(json.dumps(document))
     else:
-        document = _measured(torch.device(options.device), options)
+        threads = torch.get_num_threads()
+        if options.device == "cpu":
+            torch.set_num_threads(1)
+        try:
+            document = _measured(torch.device(options.device), options)
+        finally:
+            torch.set_num_threads(threads)
     if options.json:
         options.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     return document
@@ -397,7 +404,7 @@ def _measured(device: torch.device, options: argparse.Namespace) -> dict[str, An
                 continue
             outcomes.append(run_case(case, stopwatch, device))
     notes: dict[str, object] = {
-        "status": "measured" if device.type == "cuda" else "dry run on the CPU: no time here is a GPU's",
+        "status": "measured" if device.type == "cuda" else "dry run: CPU time of one thread, no time here is a GPU's",
         "copy_GB_per_s": round(stopwatch.copy_bytes_per_s / 1e9, 1),
     }
     if device.type == "cuda":

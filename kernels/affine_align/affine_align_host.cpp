@@ -89,6 +89,49 @@ void align_row(const T* features, const arithmetic_t<T>* theta, int image, int v
   }
 }
 
+struct range_t {
+  int first, last;
+};
+
+// The whole numbers of low..high and one more at each end, within first..last; cut as floats: far joints exceed int.
+range_t around(float low, float high, int first, int last) {
+  return {low > (float)first + 1 ? (low < (float)last ? (int)low - 1 : last) : first,
+          high < (float)last - 2 ? (high > (float)first - 2 ? (int)high + 3 : first) : last};
+}
+
+// One person's maps in rows first..last: store(channel, u, v, value) for what is not zero. A map is looked at only where
+// its joint or limb can be.
+template <typename Store> void draw(const float* joints, int S, int first, int last, const Store& store) {
+  constexpr float RADIUS_PX = 9.2f;  // sqrt(HEATMAP_VARIANCE_2 * HEATMAP_CUTOFF), and a little
+  for (int k = 0; k < JOINTS; ++k) {
+    const float* joint = joints + 3 * k;
+    if (!present(joint)) continue;
+    const range_t columns = around(joint[0] - RADIUS_PX, joint[0] + RADIUS_PX, 0, S);
+    const range_t rows = around(joint[1] - RADIUS_PX, joint[1] + RADIUS_PX, first, last);
+    for (int v = rows.first; v < rows.last; ++v)
+      for (int u = columns.first; u < columns.last; ++u) {
+        const float value = joint_value(joint, u, v);
+        if (value != 0) store(k, u, v, value);
+      }
+  }
+  for (int limb = 0; limb < LIMBS; ++limb) {
+    const float* a = joints + 3 * limb_joint(limb, 0);
+    const float* b = joints + 3 * limb_joint(limb, 1);
+    if (!present(a) || !present(b)) continue;
+    const range_t columns = around((a[0] < b[0] ? a[0] : b[0]) - LIMB_HALF_WIDTH_PX,
+                                   (a[0] < b[0] ? b[0] : a[0]) + LIMB_HALF_WIDTH_PX, 0, S);
+    const range_t rows = around((a[1] < b[1] ? a[1] : b[1]) - LIMB_HALF_WIDTH_PX,
+                                (a[1] < b[1] ? b[1] : a[1]) + LIMB_HALF_WIDTH_PX, first, last);
+    for (int v = rows.first; v < rows.last; ++v)
+      for (int u = columns.first; u < columns.last; ++u) {
+        const direction_t along = limb_value(joints, limb, u, v);
+        if (along.x == 0 && along.y == 0) continue;
+        store(JOINTS + 2 * limb, u, v, along.x);
+        store(JOINTS + 2 * limb + 1, u, v, along.y);
+      }
+  }
+}
+
 template <typename T>
 void forward_nchw(const T* features, const arithmetic_t<T>* theta, const int* roi_image, int N, int B, int C, int H,
                   int W, int S, T* out, int threads) {
@@ -128,16 +171,9 @@ void skeleton_nchw(const T* features, const float* theta, const int* roi_image, 
                      first + UNIT_CHANNELS < C ? first + UNIT_CHANNELS : C, C, H, W, S, maps);
       return;
     }
-    maps += C * area;
-    for (int p = 0; p < S * S; ++p) {
-      for (int k = 0; k < JOINTS; ++k)
-        maps[k * area + p] = from_arithmetic<T>(joint_value(person + 3 * k, p % S, p / S));
-      for (int limb = 0; limb < LIMBS; ++limb) {
-        const direction_t along = limb_value(person, limb, p % S, p / S);
-        maps[(JOINTS + 2 * limb) * area + p] = from_arithmetic<T>(along.x);
-        maps[(JOINTS + 2 * limb + 1) * area + p] = from_arithmetic<T>(along.y);
-      }
-    }
+    draw(person, S, 0, S, [=](int channel, int u, int v, float value) {
+      maps[(C + channel) * area + (long long)v * S + u] = from_arithmetic<T>(value);
+    });
   });
 }
 
@@ -147,14 +183,14 @@ void skeleton_nhwc(const T* features, const float* theta, const int* roi_image, 
   const int groups = shares(S, UNIT_ROWS), all = C + SKELETON_CHANNELS;
   in_threads(N * groups, threads, [=](int unit) {
     const int n = unit / groups, first = unit % groups * UNIT_ROWS;
-    for (int v = first; v < S && v < first + UNIT_ROWS; ++v) {
-      T* row = out + ((long long)n * S + v) * S * all;
-      if (image_exists(roi_image[n], B))
-        align_row(features, theta + 6ll * n, roi_image[n], v, C, H, W, S, row, all);
-      for (int u = 0; u < S; ++u)
-        for (int k = 0; k < SKELETON_CHANNELS; ++k)
-          row[(long long)u * all + C + k] = from_arithmetic<T>(skeleton_value(joints + 3ll * JOINTS * n, k, u, v));
-    }
+    const int last = first + UNIT_ROWS < S ? first + UNIT_ROWS : S;
+    T* window = out + (long long)n * S * S * all;
+    if (image_exists(roi_image[n], B))
+      for (int v = first; v < last; ++v)
+        align_row(features, theta + 6ll * n, roi_image[n], v, C, H, W, S, window + (long long)v * S * all, all);
+    draw(joints + 3ll * JOINTS * n, S, first, last, [=](int channel, int u, int v, float value) {
+      window[((long long)v * S + u) * all + C + channel] = from_arithmetic<T>(value);
+    });
   });
 }
 

@@ -30,7 +30,7 @@ from kernels.native import DeviceModule, host_library
 from kernels.skeleton import CHANNELS as SKELETON_CHANNELS
 from kernels.skeleton import LIMBS, skeleton_features
 from tests.fake_cuda import build_fake_driver, load_fake_driver
-from tests.strategies import similarities
+from tests.strategies import crowds, similarities
 from tests.tolerances import FLOAT32_COORDINATES, SKELETON, STORED_AS_BFLOAT16, STORED_AS_FLOAT16
 
 TOLERANCE = {
@@ -341,6 +341,15 @@ def test_a_shift_by_whole_px_copies(shape: tuple[int, ...], size: int, dx: int, 
     padded[:, :, 10 : 10 + shape[2], 10 : 10 + shape[3]] = features
     expected = padded[:, :, 10 + dy : 10 + dy + size, 10 + dx : 10 + dx + size]
     assert torch.equal(affine_align(features, matrices, images, size), expected)
+
+
+@given(crowds(max_people=3, side_px=80), st.sampled_from(LAYOUTS))
+def test_any_pose_is_drawn_as_the_slow_twin_draws_it(keypoints: np.ndarray, layout: Any) -> None:
+    features = torch.zeros(1, 3, 4, 5).contiguous(memory_format=layout)
+    matrices, images = torch.eye(2, 3).repeat(len(keypoints), 1, 1), torch.zeros(len(keypoints)).int()
+    drawn = align_with_skeleton(features, matrices, images, torch.from_numpy(keypoints), 40)[:, 3:].numpy()
+    # A px exactly on the rim of a blob or a limb may fall to either side after rounding.
+    assert (np.abs(drawn - skeleton_features(keypoints, 40)) > SKELETON["atol"]).sum() <= 4
 
 
 @st.composite
