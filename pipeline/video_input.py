@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -30,6 +31,8 @@ _URL_PROTOCOLS = "rtsp,rtsps,rtp,rtcp,srtp,udp,tcp,tls,http,https,httpproxy,cryp
 _FILE_PROTOCOLS = "file,crypto,data"
 MAX_DECODE_THREADS = 4
 MAX_BROKEN_IN_A_ROW = 1000  # packets; a file of noise ends here instead of being searched for hours
+MAX_BROKEN_IN_A_ROW_LIVE = 50  # packets; the stream has become another one, and is to be opened again
+DEVICE_FORMATS = ("v4l2",)
 _FALLBACK_FPS = Fraction(25)
 _FALLBACK_TIME_BASE = Fraction(1, 90000)
 _DURATION_TAG = "DURATION"  # of Matroska, one per stream
@@ -45,6 +48,21 @@ class Picture:
     time_base: Fraction
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveAccess:
+    """How to read something that does not wait for us.
+
+    Attributes:
+        options: for FFmpeg, on top of our own.
+        container_format: FFmpeg's name of it, where it is not to be guessed.
+        max_pixels: larger pictures are refused before memory is taken for them.
+    """
+
+    options: Mapping[str, str] = field(default_factory=dict)
+    container_format: str | None = None
+    max_pixels: int | None = None
+
+
 class VideoInput:
     """An opened video. `pictures` is to be iterated once, on one thread.
 
@@ -54,6 +72,7 @@ class VideoInput:
         frame_rate: average frames a second; a usual value where the file does not say.
         frame_total: how many frames the file says it has; None where it says nothing.
         frames_lost: how many of them did not come; known after the last one.
+        packets_broken: how many packets so far could not be decoded.
     """
 
     def __init__(
@@ -63,42 +82,57 @@ class VideoInput:
         timeout_s: float,
         decoder: HardwareDecoder | None = None,
         decoder_required: bool = False,
+        live: LiveAccess | None = None,
+        file: BinaryIO | None = None,
     ) -> None:
         """Open and find the video stream.
 
         Args:
-            address: path of a file, or a URL with a scheme of `URL_SCHEMES`.
+            address: path of a file, or a URL with a scheme of `URL_SCHEMES`; other schemes only where ``live`` is
+                given.
             timeout_s: limit for opening and for each read from the network.
             decoder: of a GPU; what it cannot decode, the CPU does, with a line in the log.
             decoder_required: what it cannot decode is an error.
+            live: it is read as it comes: little is buffered, and no decoder thread holds a frame back.
+            file: read this; ``address`` is only its name.
 
         Raises:
             SourceError: it cannot be opened, is no video, or has no decoder.
         """
         self.name = redact(address)
+        self._live = live
         self._decoder = decoder
         self.frames_lost = 0
-        self._discarded = self._broken = 0
+        self._discarded = self.packets_broken = 0
         self._trouble = ""
-        is_url = "://" in address
+        is_url = "://" in address and file is None
         self._is_http = address.lower().startswith("http")
         options = {"protocol_whitelist": _URL_PROTOCOLS if is_url else _FILE_PROTOCOLS}
         if is_url and address.lower().startswith("rtsp"):
             options["rtsp_transport"] = "tcp"  # lost UDP packets would be grey blocks
+        if live is not None:
+            options |= live.options
+            if live.max_pixels is not None and live.container_format is None:
+                options["max_pixels"] = str(live.max_pixels)  # for decoders that look at the stream while it is opened
+        is_device = live is not None and live.container_format in DEVICE_FORMATS
+        target: str | BinaryIO = address if is_url or is_device else "file:" + address  # "a:b.mp4" is no protocol
 
         def opened(acceleration: HWAccel | None) -> InputContainer:
             return av.open(
-                address if is_url else "file:" + address,  # a name such as "a:b.mp4" is not a protocol
+                target if file is None else file,
                 "r",
+                format=live.container_format if live is not None else None,
                 options=options,
-                timeout=(timeout_s, timeout_s) if is_url else None,
+                timeout=(timeout_s, timeout_s) if is_url or is_device else None,
                 hwaccel=acceleration,
             )
 
         try:
             self._container = self._open_accelerated(opened, required=decoder_required) or opened(None)
         except (av.FFmpegError, OSError, ValueError) as error:
-            raise _open_error(self.name, error, is_url) from None  # the cause quotes the address with its password
+            raise _open_error(
+                self.name, error, is_url or is_device
+            ) from None  # the cause quotes the address with its password
         try:
             self._stream = self._find_stream()
         except SourceError:
@@ -155,8 +189,17 @@ class VideoInput:
         if stream.codec_context is None:
             raise SourceError(f"{self.name}: no decoder for its video format: convert it, for example to H.264")
         if not stream.codec_context.is_hwaccel:
-            stream.thread_type = "AUTO"
+            # Threads that decode a frame each keep as many frames back.
+            stream.thread_type = "AUTO" if self._live is None else "SLICE"
             stream.codec_context.thread_count = min(MAX_DECODE_THREADS, os.cpu_count() or 1)
+        if self._live is not None and self._live.max_pixels is not None:
+            pixels = stream.codec_context.width * stream.codec_context.height
+            if pixels > self._live.max_pixels:
+                raise SourceError(
+                    f"{self.name}: expected pictures of at most {self._live.max_pixels} px, got "
+                    f"{stream.codec_context.width} x {stream.codec_context.height}: raise --max-pixels if that is right"
+                )
+            stream.codec_context.options = {"max_pixels": str(self._live.max_pixels)}
         return stream
 
     def _stated_frames(self) -> int | None:
@@ -166,15 +209,18 @@ class VideoInput:
         duration_s = self._stated_duration_s()
         return None if duration_s is None else max(1, round(duration_s * float(self.frame_rate)))
 
-    def pictures(self) -> Iterator[Picture]:
+    def pictures(self, given_up: Callable[[], bool] = bool) -> Iterator[Picture]:
         """Decode to the end. Broken packets are left out and counted in `frames_lost`.
+
+        Args:
+            given_up: asked before each packet, also before those of sound and between broken ones; True ends here.
 
         Raises:
             SourceError: not one frame could be decoded, or the network went silent.
         """
         step_s = 1.0 / float(self.frame_rate)
         decoded, last_pts, end_s = 0, 0, 0.0
-        for frame in self._decoded_frames():
+        for frame in self._decoded_frames(given_up):
             time_base = Fraction(frame.time_base or self._stream.time_base or _FALLBACK_TIME_BASE)
             pts = frame.pts
             if pts is None:  # containers without timestamps: count frames
@@ -183,7 +229,7 @@ class VideoInput:
             end_s = float(last_pts * time_base) + step_s
             yield Picture(decoded, self._pixels(frame), last_pts, time_base)
             decoded += 1
-        if not decoded:
+        if not decoded and not given_up():
             reason = self._trouble or "it holds none"
             raise SourceError(f"{self.name}: expected at least one video frame, none could be decoded ({reason})")
         if not self.endless:
@@ -194,7 +240,7 @@ class VideoInput:
         decoder = self._decoder
         layout = frame.sw_format
         if decoder is None or layout is None or layout.name != "nv12" or round(frame.rotation / 90) % 4:
-            return _upright_rgb(frame)
+            return upright_rgb(frame)
         return decoder.adopt(
             frame.planes[0],
             frame.planes[1],
@@ -202,26 +248,29 @@ class VideoInput:
             bt709=_is_bt709(frame),
         )
 
-    def _decoded_frames(self) -> Iterator[av.VideoFrame]:
+    def _decoded_frames(self, given_up: Callable[[], bool]) -> Iterator[av.VideoFrame]:
         """Frames of all packets that decode."""
-        packets = self._container.demux(self._stream)
+        packets = self._packets()
         decoded = broken_in_a_row = 0
-        while broken_in_a_row < MAX_BROKEN_IN_A_ROW:
+        most_broken = MAX_BROKEN_IN_A_ROW if self._live is None else MAX_BROKEN_IN_A_ROW_LIVE
+        while broken_in_a_row < most_broken:
             try:
-                packet = next(packets, None)
+                packet = None if given_up() else next(packets, None)
                 if packet is None:
                     break
+                if packet.stream.index != self._stream.index:
+                    continue
                 self._discarded += packet.size > 0 and packet.is_discard
                 frames = packet.decode()
                 broken_in_a_row = 0
             except av.error.EOFError:
                 break
             except av.InvalidDataError as error:
-                self._broken += 1
+                self.packets_broken += 1
                 broken_in_a_row += 1
                 self._trouble = _reason(error)
                 log.debug("%s: broken packet: %s", self.name, self._trouble)
-                packets = self._container.demux(self._stream)  # a generator that raised gives nothing more
+                packets = self._packets()  # a generator that raised gives nothing more
                 continue
             except (av.FFmpegError, OSError) as error:
                 self._trouble = _reason(error)
@@ -232,14 +281,25 @@ class VideoInput:
                 log.warning("%s: reading stopped after %d frames (%s)", self.name, decoded, self._trouble)
                 break
             for frame in frames:
-                yield frame
-                decoded += 1
+                if isinstance(frame, av.VideoFrame):
+                    yield frame
+                    decoded += 1
+        if given_up():
+            return
+        if broken_in_a_row and self._live is not None:
+            raise SourceError(f"{self.name}: {broken_in_a_row} packets in a row cannot be decoded ({self._trouble})")
         try:
             yield from self._stream.decode(None)  # those that wait in the decoder when reading broke off
         except av.error.EOFError:
             pass  # reading ended properly, and the decoder was emptied then
         except (av.FFmpegError, OSError) as error:
             log.debug("%s: the decoder could not be emptied: %s", self.name, _reason(error))
+
+    def _packets(self) -> Iterator[av.Packet[Any]]:
+        """Of the video; live also those of sound, so that the reader can see that only sound comes."""
+        if self._live is not None:
+            return self._container.demux()
+        return self._container.demux(self._stream)
 
     def close(self) -> None:
         """Close the file or connection. A second call does nothing."""
@@ -254,7 +314,7 @@ class VideoInput:
             missing_s = duration_s - (end_s - start_s)
             # Without a frame count in the file, less than a second of difference is rounding, not loss.
             lost, about = (
-                (round(missing_s * float(self.frame_rate)), "about ") if missing_s > 1.0 else (self._broken, "")
+                (round(missing_s * float(self.frame_rate)), "about ") if missing_s > 1.0 else (self.packets_broken, "")
             )
         self.frames_lost = max(lost, 0)
         if self.frames_lost:
@@ -288,7 +348,7 @@ def _is_bt709(frame: av.VideoFrame) -> bool:
     return frame.colorspace == Colorspace.ITU709
 
 
-def _upright_rgb(frame: av.VideoFrame) -> U8:
+def upright_rgb(frame: av.VideoFrame) -> U8:
     image: U8 = frame.to_ndarray(format="rgb24")  # type: ignore[assignment]  # rgb24 is uint8
     quarter_turns = round(frame.rotation / 90) % 4  # counter-clockwise, as np.rot90
     return np.ascontiguousarray(np.rot90(image, quarter_turns)) if quarter_turns else image
