@@ -1,6 +1,9 @@
 """Checkpoint -> artifact folder: `python -m training.export_onnx --checkpoint RUN/step-N --output DIR [--evaluation
 NAME=F.json ...]`.
 
+For timing without trained weights: `--family paper --random-weights --output DIR`; the manifest says so, and the masks
+mean nothing.
+
 Two graphs are written, see `training.graphs`. In the segment graph affine-align is one node of our own domain,
 ``pose2seg::AffineAlign``, with the attributes ``plugin_namespace`` and ``plugin_version`` that a runtime with our
 kernel looks for; the file also carries a local function with the same meaning in standard operators, so that every
@@ -29,16 +32,20 @@ from engines import Artifact, EngineError, open_engine, write_artifact
 from kernels.affine_align.torch_op import affine_align as _affine_align_op  # noqa: F401  registers pose2seg::affine_align
 from kernels.coordinates import F32, F64
 from kernels.pose_decoding import DecodeParameters
-from kernels.pose_fit import PAPER_TEMPLATES, prepare_templates
-from training.checkpoint import CheckpointError, load_weights, read_state
-from training.graphs import CENTRE_WINDOW, JOINT_WINDOW, KeypointGraph, SegmentGraph
-from training.model import FEATURE_FROM_INPUT, JOINTS, STRIDE, LiveNetwork
+from training.checkpoint import CheckpointError, describe, load_weights
+from training.families import Network, new_network_of
+from training.graphs import CENTRE_WINDOW, JOINT_WINDOW, FeaturesGraph, KeypointGraph, SegmentGraph
+from training.model import JOINTS, STRIDE, LiveNetwork
+from training.model_settings import AlignSettings, ModelSettings, model_settings_from_json
+from training.paper_model import PaperNetwork
+from training.settings import with_changes
 
 DOMAIN = "pose2seg"
 LONG_SIDE = 512  # px: what the default artifact's thresholds and figures belong to
 INPUT_MULTIPLE = 32
 PERSON_THRESHOLD = 0.25
 JOINT_THRESHOLD = 0.2
+RANDOM_WEIGHTS = "random: for timing only, the masks mean nothing"
 MAX_DIFFERENCE = 2e-3  # between exported and eager outputs, of probabilities and of px relative to the input size
 
 
@@ -177,7 +184,16 @@ def export_keypoints(network: LiveNetwork) -> onnx.ModelProto:
     )
 
 
-def export_segment(network: LiveNetwork) -> onnx.ModelProto:
+def export_features(network: PaperNetwork) -> onnx.ModelProto:
+    """image [B, H, W, 3] uint8 -> features; B, H, W dynamic (H, W multiples of 32)."""
+    batch = torch.export.Dim("B", min=1, max=64)
+    rows, columns = (torch.export.Dim(name, min=2, max=256) for name in ("rows", "columns"))
+    example = torch.randint(0, 255, (2, 128, 160, 3), dtype=torch.uint8)
+    dynamic = ({0: batch, 1: INPUT_MULTIPLE * rows, 2: INPUT_MULTIPLE * columns},)
+    return _export(FeaturesGraph(network), (example,), ["image"], ["features"], dynamic)
+
+
+def export_segment(network: Network) -> onnx.ModelProto:
     """features, feature_from_roi, roi_image, roi_keypoints -> probabilities, scores; B, N, h, w dynamic."""
     people, batch, rows, columns = (
         torch.export.Dim(name, min=1, max=size) for name, size in (("N", 256), ("B", 64), ("h", 4096), ("w", 4096))
@@ -317,8 +333,8 @@ def _heat_at(heat: F64, points: F64, shift_yx: tuple[float, float]) -> F64:
 
 
 def compare(
-    network: LiveNetwork,
-    keypoints: Path,
+    network: Network,
+    of_picture: Path,
     segment: Path,
     *,
     sizes: Sequence[tuple[int, int]] = ((128, 160), (288, 512)),
@@ -327,27 +343,32 @@ def compare(
     """Largest difference between the exported graphs in ONNX Runtime and the network, over several sizes and numbers of
     people; see `person_difference` and `joint_difference` for that of candidates.
 
+    ``of_picture`` is the graph that takes the picture: keypoints or features, by family. The features of the paper's
+    are sums over the levels of a large network, and count relative to the largest of them where that exceeds 1.
+
     Raises:
         ExportError: the difference exceeds `MAX_DIFFERENCE`.
     """
     rng = np.random.default_rng(0)
     worst = 0.0
-    keypoint_engine, segment_engine = open_engine(keypoints, engine="onnx"), open_engine(segment, engine="onnx")
+    picture_engine, segment_engine = open_engine(of_picture, engine="onnx"), open_engine(segment, engine="onnx")
     network.eval()
     eager_segment = SegmentGraph(network).eval()
     for height, width in sizes:
         coarse = rng.integers(0, 255, (2, height // 16, width // 16, 3), np.uint8)
         image = np.ascontiguousarray(coarse.repeat(16, 1).repeat(16, 2))
-        found = keypoint_engine.run({"image": image})
+        found = picture_engine.run({"image": image})
         with torch.no_grad():
             maps = network(torch.from_numpy(image).permute(0, 3, 1, 2))
         features = maps["features"].numpy()
-        worst = max(
-            worst,
-            _largest(found["features"] - features),
-            person_difference(found["person_scores"], found["person_keypoints"], maps),
-            joint_difference(found["joint_candidates"], maps),
-        )
+        unit = 1.0 if network.finds_people else max(1.0, _largest(features))
+        worst = max(worst, _largest(found["features"] - features) / unit)
+        if network.finds_people:
+            worst = max(
+                worst,
+                person_difference(found["person_scores"], found["person_keypoints"], maps),
+                joint_difference(found["joint_candidates"], maps),
+            )
         for n in people:
             angle, scale = rng.uniform(-1, 1, n), rng.uniform(0.2, 2.0, n)
             matrix = np.zeros((n, 2, 3), np.float32)
@@ -376,8 +397,48 @@ def compare(
     return worst
 
 
+def require_servable(settings: ModelSettings) -> None:
+    """Serving fits poses to the manifest's templates in one way only; everything else is inside the graphs.
+
+    Raises:
+        ExportError: windows are found in another way.
+    """
+    served = dataclasses.replace(AlignSettings(), compat=settings.align.compat)
+    changed = [
+        f"align.{f.name} {getattr(settings.align, f.name)}"
+        for f in dataclasses.fields(AlignSettings)
+        if getattr(settings.align, f.name) != getattr(served, f.name)
+    ]
+    if changed:
+        raise ExportError(
+            f"serving has no {', '.join(changed)}: evaluate the checkpoint itself, python -m training.evaluate "
+            "--checkpoint"
+        )
+
+
+def random_network(settings: ModelSettings, seed: int = 0) -> Network:
+    """A network that knows nothing, for timing: initial weights, and norm layers that have seen noise.
+
+    Without the latter values would grow from unit to unit, beyond what half precision can hold.
+    """
+    torch.manual_seed(seed)
+    network = new_network_of(settings).train()
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None  # statistics are those of the one batch below
+    torch.manual_seed(seed)  # the same noise whatever the network drew: like parts of unlike networks stay alike
+    with torch.no_grad():
+        features = network(torch.randint(0, 256, (1, 3, 256, 256), dtype=torch.uint8))["features"]
+        poses = torch.rand(2, JOINTS, 3) * torch.tensor([settings.roi_size, settings.roi_size, 2.0])
+        matrices = torch.tensor([[0.5, 0.1, 5.0], [-0.1, 0.5, 5.0]]).repeat(2, 1, 1)
+        network.segment(features, matrices, torch.zeros(2, dtype=torch.int32), poses)
+    for norm in norms:
+        norm.momentum = 0.1
+    return network.eval()
+
+
 def export(
-    network: LiveNetwork,
+    network: Network,
     output: Path,
     *,
     trained_on: Sequence[str],
@@ -387,28 +448,35 @@ def export(
     """Write the artifact folder of a network (in eval mode).
 
     Raises:
-        ExportError: the graphs do not compute what the network computes. ArtifactError: a field is out of range.
+        ExportError: the graphs do not compute what the network computes, or serving has no such windows.
+        ArtifactError: a field is out of range.
     """
-    keypoints, segment = export_keypoints(network), export_segment(network)
+    require_servable(network.settings)
+    graphs = {
+        "keypoints" if isinstance(network, LiveNetwork) else "features": (
+            export_keypoints(network) if isinstance(network, LiveNetwork) else export_features(network)
+        ),
+        "segment": export_segment(network),
+    }
     output.mkdir(parents=True, exist_ok=True)
     scratch = output / ".export"
     scratch.mkdir(exist_ok=True)
     try:
         paths = {}
-        for name, model in (("keypoints", keypoints), ("segment", segment)):
+        for name, model in graphs.items():
             paths[name] = scratch / f"{name}.onnx"
             onnx.save(model, str(paths[name]))
-        difference = compare(network, paths["keypoints"], paths["segment"])
+        difference = compare(network, *paths.values())
         manifest = {
             "family": network.settings.family,
             "long_side": LONG_SIDE,
             "input_multiple": INPUT_MULTIPLE,
-            "feature_from_input": FEATURE_FROM_INPUT,
+            "feature_from_input": network.feature_from_input,
             "roi_size": network.settings.roi_size,
-            "templates": prepare_templates(PAPER_TEMPLATES),
+            "templates": network.settings.templates.prepared(),
             "person_threshold": PERSON_THRESHOLD,
             "joint_threshold": JOINT_THRESHOLD,
-            "decode": dataclasses.asdict(DecodeParameters()),
+            "decode": dataclasses.asdict(DecodeParameters()) if network.finds_people else {},
             "trained_on": list(trained_on),
             "measured": {**measured, "export_difference": round(difference, 8)},
             "provenance": dict(provenance),
@@ -424,7 +492,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m training.export_onnx", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--checkpoint", type=Path, required=True, help="a step-N folder of a run")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--checkpoint", type=Path, help="a step-N folder of a run, or a file of converted weights")
+    source.add_argument("--random-weights", action="store_true", help="weights that know nothing, for timing only")
+    parser.add_argument("--family", choices=("live", "paper"), help="of --random-weights")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="another setting of the model, such as model.seg.units=5; may be given again",
+    )
     parser.add_argument("--output", type=Path, required=True, help="artifact folder to write")
     parser.add_argument(
         "--evaluation",
@@ -434,31 +512,39 @@ def main(arguments: list[str] | None = None) -> int:
         help="figures of training.evaluate --json to store in the manifest",
     )
     options = parser.parse_args(arguments)
+    if options.random_weights != (options.family is not None):
+        parser.error("--family and --random-weights belong together")
     try:
-        state = read_state(options.checkpoint)
+        trained_on: list[str] = []
+        provenance: dict[str, Any] = {}
+        if options.random_weights:
+            changed = with_changes({"model": {"family": options.family}}, options.set)
+            network = random_network(model_settings_from_json(changed["model"]))
+            provenance = {"weights": RANDOM_WEIGHTS}
+        else:
+            network = load_weights(options.checkpoint, changes=options.set)
+            known = describe(options.checkpoint)
+            settings = known["settings"]
+            trained_on = [
+                str(Path(source["annotations"]).parent)
+                for source in settings.get("sources", ())
+                if source["photo_weight"] + source["cutout_weight"] > 0
+            ]
+            if settings["model"].get("family", "live") == "live" and (
+                settings.get("init_movenet") or settings.get("init_checkpoint")
+            ):
+                provenance["initial_weights"] = "MoveNet MultiPose Lightning v1 (Google, Apache-2.0)"
+            elif settings.get("init_resnet"):
+                provenance["initial_weights"] = f"ResNet-50 of {Path(settings['init_resnet']).name}"
+            provenance |= known.get("provenance", {})
+            if "step" in known:
+                provenance["steps"] = known["step"]
         measured = {}
         for item in options.evaluation:
             name, _, path = item.partition("=")
             measured[name] = json.loads(Path(path).read_text())
-        settings = state["settings"]
-        trained_on = [
-            str(Path(source["annotations"]).parent)
-            for source in settings["sources"]
-            if source["photo_weight"] + source["cutout_weight"] > 0
-        ]
-        provenance = (
-            {"initial_weights": "MoveNet MultiPose Lightning v1 (Google, Apache-2.0)"}
-            if settings["init_movenet"] or settings["init_checkpoint"]
-            else {}
-        )
-        artifact = export(
-            load_weights(options.checkpoint),
-            options.output,
-            trained_on=trained_on,
-            measured=measured,
-            provenance={**provenance, "steps": state["step"]},
-        )
-    except (CheckpointError, ExportError, EngineError, OSError, json.JSONDecodeError) as error:
+        artifact = export(network, options.output, trained_on=trained_on, measured=measured, provenance=provenance)
+    except (CheckpointError, ExportError, EngineError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"wrote {artifact.folder}: exported and eager differ by {artifact.measured['export_difference']:g} at most")

@@ -171,7 +171,8 @@ def test_a_graph_that_computes_something_else_is_caught(
     name = "segment" if output in {"probabilities", "scores"} else "keypoints"
     changed_output(graphs[name], output, kind, constant, tmp_path / "changed.onnx")
     with pytest.raises(ExportError, match="exported graphs differ from the network by"):
-        compare(network, **{**graphs, name: tmp_path / "changed.onnx"}, sizes=((64, 96),), people=(2,))
+        graphs[name] = tmp_path / "changed.onnx"
+        compare(network, graphs["keypoints"], graphs["segment"], sizes=((64, 96),), people=(2,))
 
 
 @pytest.mark.parametrize(("output", "kind", "constant"), FLAT_CHANGES, ids=[f"{o} {c}" for o, _, c in FLAT_CHANGES])
