@@ -59,6 +59,12 @@ def largest_difference(result: Tensor, expected: Tensor) -> float:
     return float((result - expected).abs().max())
 
 
+def difference_but_for_rims(result: Tensor, expected: Tensor) -> float:
+    """The same without the four largest: px on the rim of a joint or limb may fall to either side of it. NaN counts."""
+    differences = (result - expected).abs().flatten()
+    return float(differences.topk(5).values[-1]) if torch.isfinite(differences).all() else float("nan")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
     """One piece of work, several ways to do it."""
@@ -149,6 +155,7 @@ def skeleton_cases(device: torch.device) -> Iterator[Case]:
             minimum_bytes=scene.minimum_bytes(scene.channels + 55),
             # PyTorch's drawing makes its index tensors on the host at every call.
             eager=frozenset({"published: gather, grid_sample, draw, cat", "affine_align, draw, cat"}),
+            error=difference_but_for_rims,
         )
 
 

