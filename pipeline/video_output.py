@@ -22,7 +22,7 @@ from av.video.stream import VideoStream
 
 from kernels.coordinates import U8
 from pipeline.errors import SinkError
-from pipeline.messages import FrameResult
+from pipeline.messages import Frame, FrameResult
 from pipeline.stage6_sinks import check_output, create_output, sink_error
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,40 @@ _NVIDIA_DRIVER = Path("/dev/nvidiactl")  # without it NVENC cannot be there, and
 _MIN_TIME_BASE = Fraction(1, 1_000_000)
 _BT709 = 1  # the same number for primaries, transfer and matrix in H.264
 _LIMITED_RANGE = 1
+
+
+class OutputClock:
+    """Times of a written video: from 0, always rising; a new clip follows the one before.
+
+    Several files that share a clock lie on one time line.
+    """
+
+    def __init__(self) -> None:
+        self.time_base = Fraction(1, 90000)  # s; that of the first frame, from then on
+        self.last_step = 1  # between the two newest frames
+        self._frame: Frame | None = None
+        self._clip = -1
+        self._clip_start = 0  # pts of the clip's first frame and of that frame in the output, in output units
+        self._clip_offset = 0
+        self._last_pts = -1
+
+    def pts_of(self, frame: Frame) -> int:
+        """Time of the newest frame in units of ``time_base``; asked again about it, the same."""
+        if frame is self._frame:
+            return self._last_pts
+        if self._frame is None:
+            self.time_base = max(frame.time_base, _MIN_TIME_BASE)
+        self._frame = frame
+        pts = round(frame.pts * frame.time_base / self.time_base)
+        if frame.clip != self._clip:
+            self._clip = frame.clip
+            self._clip_start = pts
+            self._clip_offset = 0 if self._last_pts < 0 else self._last_pts + self.last_step
+        output_pts = max(pts - self._clip_start + self._clip_offset, self._last_pts + 1)
+        if self._last_pts >= 0:
+            self.last_step = output_pts - self._last_pts
+        self._last_pts = output_pts
+        return output_pts
 
 
 class VideoSink:
@@ -47,6 +81,8 @@ class VideoSink:
         preset: str,
         threads: int | None = None,
         encoder: str = "libx264",
+        fragment_s: float | None = None,
+        clock: OutputClock | None = None,
     ) -> None:
         """Write to ``path``.
 
@@ -57,7 +93,11 @@ class VideoSink:
             preset: effort of libx264.
             threads: of the encoder; None leaves it to libx264.
             encoder: one of `pipeline.settings.VIDEO_ENCODERS`; ``auto`` is NVENC on a GPU that has it.
+            fragment_s: write at least so often, and let libx264 hold no frame back; by default a fragment per key
+                frame, and a better picture for its size.
+            clock: shared with other files of the run; None: this file begins with its first frame.
         """
+        self._fragment_s = fragment_s
         self._path = path
         self._overwrite = overwrite
         self._crf = crf
@@ -67,12 +107,7 @@ class VideoSink:
         self._container: OutputContainer | None = None
         self._stream: VideoStream | None = None
         self._size = (0, 0)  # height, width; even
-        self._time_base = Fraction(1, 90000)
-        self._clip = -1
-        self._clip_start = 0  # pts of the clip's first frame and of that frame in the output, in output units
-        self._clip_offset = 0
-        self._last_pts = -1
-        self._last_step = 1
+        self._clock = OutputClock() if clock is None else clock
         self._keyframe_pts = 0
         self._broken = False
 
@@ -80,15 +115,22 @@ class VideoSink:
         check_output(self._path, overwrite=self._overwrite)
 
     def write(self, result: FrameResult) -> None:
-        image = result.drawn if result.drawn is not None else result.frame.image
+        self.write_picture(result.drawn if result.drawn is not None else result.frame.image, result.frame)
+
+    def write_picture(self, picture: U8, frame: Frame) -> None:
+        """Write a picture that belongs to a frame's time; of any size, see the class.
+
+        Raises:
+            SinkError: as `write`.
+        """
         try:
+            pts = self._clock.pts_of(frame)
             if self._container is None:
-                self._open(result)
-            frame = av.VideoFrame.from_ndarray(fit_into(image, *self._size), format="rgb24")
-            frame = frame.reformat(format="yuv420p", dst_colorspace=_BT709, dst_color_range=_LIMITED_RANGE)
-            frame.pts = self._output_pts(result)
-            frame.time_base = self._time_base
-            self._encode(frame)
+                self._open(frame)
+            encoded = self._converted(fit_into(picture, *self._size))
+            encoded.pts = pts
+            encoded.time_base = self._clock.time_base
+            self._encode(encoded)
         except (av.FFmpegError, OSError) as error:
             self._broken = True
             if isinstance(error, SinkError):
@@ -115,28 +157,40 @@ class VideoSink:
         if failure is not None and not self._broken:  # else it was told when it happened
             raise self._error(failure) from failure
 
-    def _open(self, result: FrameResult) -> None:
+    def _open(self, frame: Frame) -> None:
         create_output(self._path, overwrite=self._overwrite).close()  # refuses what must not be replaced
-        container = av.open(
-            "file:" + str(self._path), "w", format="mp4", options={"movflags": _MOVFLAGS, "flush_packets": "1"}
-        )
+        container = self._open_container("file:" + str(self._path))
         self._container = container
-        frame = result.frame
         self._size = (frame.height + frame.height % 2, frame.width + frame.width % 2)
-        self._time_base = max(frame.time_base, _MIN_TIME_BASE)
-        encoder = self._chosen_encoder()
-        stream = container.add_stream(encoder, options=self._encoder_options(encoder))
+        stream = self._add_stream(container)
         stream.height, stream.width = self._size
-        stream.pix_fmt = "yuv420p"
         context = stream.codec_context
-        context.time_base = self._time_base
-        context.gop_size = 250
-        context.max_b_frames = 0  # reordered frames would make a fragmented file start late, and wait in the encoder
+        context.time_base = self._clock.time_base
         context.color_primaries = context.color_trc = context.colorspace = _BT709
         context.color_range = _LIMITED_RANGE
         if self._threads is not None:
             context.thread_count = self._threads
         self._stream = stream
+
+    def _open_container(self, address: str) -> OutputContainer:
+        options = {"movflags": _MOVFLAGS, "flush_packets": "1"}
+        if self._fragment_s is not None:
+            options["frag_duration"] = str(round(self._fragment_s * 1e6))
+        return av.open(address, "w", format="mp4", options=options)
+
+    def _add_stream(self, container: OutputContainer) -> VideoStream:
+        encoder = self._chosen_encoder()
+        stream = container.add_stream(encoder, options=self._encoder_options(encoder))
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.gop_size = 250
+        # Reordered frames would make a fragmented file start late, and wait in the encoder.
+        stream.codec_context.max_b_frames = 0
+        return stream
+
+    def _converted(self, picture: U8) -> av.VideoFrame:
+        """The picture in the pixel format of the stream."""
+        frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+        return frame.reformat(format="yuv420p", dst_colorspace=_BT709, dst_color_range=_LIMITED_RANGE)
 
     def _chosen_encoder(self) -> Literal["libx264", "h264_nvenc"]:
         if self._encoder == "libx264":
@@ -166,7 +220,8 @@ class VideoSink:
 
     def _encoder_options(self, encoder: str) -> dict[str, str]:
         if encoder == "libx264":
-            return {"preset": self._preset, "crf": str(self._crf)}
+            low_delay = {"tune": "zerolatency"} if self._fragment_s is not None else {}
+            return {"preset": self._preset, "crf": str(self._crf)} | low_delay
         # Constant quality on NVENC's own scale, which lies close to that of x264; key frames where we ask for them.
         return {"preset": "p4", "rc": "vbr", "cq": str(self._crf), "b:v": "0", "forced-idr": "1"}
 
@@ -174,7 +229,7 @@ class VideoSink:
         if self._stream is None:
             raise RuntimeError("the video is not open")
         frame.pict_type = av.video.frame.PictureType.NONE
-        if float((int(frame.pts or 0) - self._keyframe_pts) * self._time_base) >= KEYFRAME_EVERY_S:
+        if float((int(frame.pts or 0) - self._keyframe_pts) * self._clock.time_base) >= KEYFRAME_EVERY_S:
             frame.pict_type = av.video.frame.PictureType.I
             self._keyframe_pts = int(frame.pts or 0)
         self._mux(self._stream.encode(frame))
@@ -183,24 +238,9 @@ class VideoSink:
         if self._container is None:
             raise RuntimeError("the video is not open")
         for packet in packets:
-            packet.duration = (
-                self._last_step
-            )  # counts for the very last frame only: the others end where the next begins
+            # Counts for the very last frame only: the others end where the next begins.
+            packet.duration = self._clock.last_step
         self._container.mux(packets)
-
-    def _output_pts(self, result: FrameResult) -> int:
-        """Time in the output: from 0, always rising; a new clip follows the one before."""
-        frame = result.frame
-        pts = round(frame.pts * frame.time_base / self._time_base)
-        if frame.clip != self._clip:
-            self._clip = frame.clip
-            self._clip_start = pts
-            self._clip_offset = 0 if self._last_pts < 0 else self._last_pts + self._last_step
-        output_pts = max(pts - self._clip_start + self._clip_offset, self._last_pts + 1)
-        if self._last_pts >= 0:
-            self._last_step = output_pts - self._last_pts
-        self._last_pts = output_pts
-        return output_pts
 
     def _error(self, error: Exception) -> SinkError:
         if isinstance(error, OSError):
@@ -218,13 +258,14 @@ def fit_into(image: U8, height: int, width: int) -> U8:
     if missing_rows == 0 and missing_columns == 0:
         return np.ascontiguousarray(image)
     if missing_rows in (0, 1) and missing_columns in (0, 1):
-        padded: U8 = np.pad(image, ((0, missing_rows), (0, missing_columns), (0, 0)), mode="edge")
+        edges = ((0, missing_rows), (0, missing_columns), (0, 0))[: image.ndim]
+        padded: U8 = np.pad(image, edges, mode="edge")
         return padded
     scale = min(height / image.shape[0], width / image.shape[1])
     content_height = min(height, max(1, round(image.shape[0] * scale)))
     content_width = min(width, max(1, round(image.shape[1] * scale)))
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    canvas = np.zeros((height, width, 3), np.uint8)
+    canvas = np.zeros((height, width, *image.shape[2:]), np.uint8)
     top, left = (height - content_height) // 2, (width - content_width) // 2
     canvas[top : top + content_height, left : left + content_width] = cv2.resize(
         image, (content_width, content_height), interpolation=method
