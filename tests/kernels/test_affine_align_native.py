@@ -5,6 +5,7 @@ thread by thread on the CPU, and on a GPU where there is one.
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels.affine_align import affine_align as numba_affine_align
+from kernels.affine_align import launch_shapes
 from kernels.affine_align.launch_shapes import ELEMENT_BYTES, check_sizes, launch_shape
 from kernels.affine_align.torch_op import (
     DEVICE_SOURCE,
@@ -441,6 +443,18 @@ def test_the_plugins_kernel_is_the_operators_without_the_number_of_images(
     grid = (-(-33 * 33 // 128), -(-13 // 8), 5)
     DeviceModule(b"image").launch(name, grid, (128, 1, 1), 0, *arrays, *numbers, ctypes.c_void_p(out.data_ptr()))
     torch.testing.assert_close(out, affine_align(*one[:3], 33), rtol=0, atol=1e-6)
+
+
+def test_launches_count_with_the_numbers_of_the_source() -> None:
+    """Too few would show as px that are not written; too many would only be slow."""
+    told = {name: int(value) for name, value in re.findall(r"constexpr int (\w+) = (\d+);", DEVICE_SOURCE.read_text())}
+    assert told == {
+        "THREADS": launch_shapes.THREADS,
+        "CHANNELS": launch_shapes.CHANNELS_PER_THREAD,
+        "PIXELS": launch_shapes.PIXELS_PER_THREAD,
+        "FUSED_PIXELS": launch_shapes.FUSED_PIXELS_PER_THREAD,
+        "LIMBS_PER_THREAD": launch_shapes.LIMBS_PER_THREAD,
+    }
 
 
 def test_more_people_than_a_grid_has_layers_are_several_launches(
