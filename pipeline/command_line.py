@@ -19,6 +19,7 @@ EPILOG = (
     "examples:  pose2seg walk.mp4 --output out.mp4 --json out.jsonl\n"
     "           pose2seg photos/ --coco results.json --coco-images annotations.json\n"
     "           pose2seg 0 --show\n"
+    "           pose2seg live rtsp://cam/1 0   cameras that run for ever (live --help)\n"
     "           pose2seg bench                 frames a second of this machine (bench --help)\n"
     "           pose2seg engines list          what can run the networks here (engines --help)\n"
     "exit codes: 0 finished or asked to stop, 2 settings, 3 source, 4 model, 5 output, 1 a bug"
@@ -28,6 +29,7 @@ EPILOG = (
 COMMANDS: Final = {
     "bench": "pipeline.bench_command",
     "engines": "pipeline.engines_command",
+    "live": "pipeline.live_command",
 }
 """First word of the arguments -> module whose ``main(arguments)`` runs the command and returns the exit code.
 
@@ -61,21 +63,39 @@ def parse_settings(arguments: Sequence[str]) -> Settings:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """One argument per field of `Settings`: SOURCE is positional, everything else is a flag."""
+    """The parser of the main command."""
+    return parser_of(Settings, prog="pose2seg", description=DESCRIPTION, epilog=EPILOG)
+
+
+def parser_of(settings: type[Any], *, prog: str, description: str, epilog: str) -> argparse.ArgumentParser:
+    """One argument per field of a settings class: SOURCE is positional, everything else is a flag.
+
+    Args:
+        settings: a dataclass whose fields have ``help``, ``metavar`` and ``choices`` in their metadata. A tuple of
+            texts takes any number of them.
+        prog: name of the command.
+        description: for --help.
+        epilog: for --help.
+    """
     parser = SettingsParser(
-        prog="pose2seg",
-        description=DESCRIPTION,
-        epilog=EPILOG,
+        prog=prog,
+        description=description,
+        epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    types = typing.get_type_hints(Settings)
-    for option in fields(Settings):
+    types = typing.get_type_hints(settings)
+    for option in fields(settings):
         text = option.metadata["help"]
+        several = typing.get_origin(types[option.name]) is tuple
         if option.default is MISSING:
-            parser.add_argument(option.name, metavar=option.metadata["metavar"], help=text)
+            nargs = "+" if several else None
+            parser.add_argument(option.name, metavar=option.metadata["metavar"], nargs=nargs, help=text)
             continue
         flag = flag_of(option.name)
+        if several:
+            parser.add_argument(flag, action="append", default=[], metavar=option.metadata["metavar"], help=text)
+            continue
         value_type = _plain_type(types[option.name])
         if value_type is bool:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=option.default, help=text)

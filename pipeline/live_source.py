@@ -42,6 +42,7 @@ TIME_BASE: Final = Fraction(1, 90_000)  # of RTP and MPEG-TS, and a multiple of 
 JUMP_S: Final = 5.0  # stream times that run ahead of the clock by more are a jump of the sender's clock
 RECENT_S: Final = 3.0
 POLL_S: Final = 0.25
+OPEN_TIMEOUT_S: Final = 10.0  # to the first frame; finding out what a stream is takes a second or two of it
 
 
 class SourceState(StrEnum):
@@ -253,6 +254,7 @@ class LiveSource:
         opener: Opener,
         *,
         stall_timeout_s: float = 10.0,
+        open_timeout_s: float = OPEN_TIMEOUT_S,
         reconnect: bool = True,
         lossless: bool = False,
         backoff: Backoff | None = None,
@@ -265,6 +267,7 @@ class LiveSource:
             name: for people, without passwords.
             opener: opens the stream; may block, fail and hang.
             stall_timeout_s: a connection that gives no frame for so long is given up.
+            open_timeout_s: the same until the first frame, where this is longer.
             reconnect: open again, for ever; otherwise the first end is the end.
             lossless: a slow pipeline holds the stream up instead of dropping frames.
             backoff: between tries.
@@ -275,6 +278,7 @@ class LiveSource:
         self.live = not lossless
         self._opener = opener
         self._stall_timeout_s = stall_timeout_s
+        self._open_timeout_s = max(open_timeout_s, stall_timeout_s)
         self._reconnect = reconnect
         self._backoff = backoff if backoff is not None else Backoff()
         self._clock = clock
@@ -351,7 +355,7 @@ class LiveSource:
                 with self._lock:
                     self._state = SourceState.RECONNECTING
                     self._next_try_s = self._clock() + delay_s
-                log.warning("%s: %s (%s): next try in %.1f s", self.name, reason, trouble, delay_s)
+                log.warning("%s: %s: next try in %.1f s", self.name, trouble, delay_s)
                 self._wait(delay_s)
                 while len(self._hanging()) >= MAX_LEFT_BEHIND and not self._stop.is_set():
                     with self._lock:
@@ -382,8 +386,8 @@ class LiveSource:
         first = True
         last_s = self._clock()
         while not self._stop.is_set():
-            silent_s = self._clock() - last_s
-            taken = connection.take(min(POLL_S, max(self._stall_timeout_s - silent_s, 0.0)))
+            limit_s = self._open_timeout_s if first else self._stall_timeout_s
+            taken = connection.take(min(POLL_S, max(limit_s - (self._clock() - last_s), 0.0)))
             if taken is not None:
                 last_s = self._clock()
                 yield self._frame(*taken, new_connection=first)
@@ -391,8 +395,8 @@ class LiveSource:
                 first = False
             elif connection.over:
                 return self._ending(connection)
-            elif self._clock() - last_s >= self._stall_timeout_s:
-                said = f"no frame for {self._stall_timeout_s:g} s"
+            elif self._clock() - last_s >= limit_s:
+                said = f"no frame for {limit_s:g} s"
                 reason = "stalled" if not first else "no frame" if connection.opened else "no answer"
                 self._leave()
                 return reason, said
@@ -419,7 +423,7 @@ class LiveSource:
                 log.info("%s: pictures of %d x %d from now on", self.name, width, height)
             self._size = (height, width)
             if new_connection:
-                self._index_offset = self._index + 1 - picture.index
+                self._index_offset = self._index + 1
             self._index = self._index_offset + picture.index
             self._frames += 1
             self._newest_s = captured_s

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Protocol, TypeVar, runtime_checkable
 
+from pipeline.channel import Channel
 from pipeline.messages import Frame, FrameResult
 
 In = TypeVar("In", contravariant=True)
@@ -46,6 +47,21 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Free files and devices; called on the decode thread after `frames` ended."""
+
+
+@runtime_checkable
+class QueueingSource(Protocol):
+    """A source with queues of its own, which the first stage reads directly."""
+
+    @property
+    def channel(self) -> Channel[Frame]: ...
+
+    def fill(self) -> None:
+        """Fill the queues until the end or until `Source.stop`; runs on the decode thread.
+
+        Raises:
+            SourceError: as `Source.frames`.
+        """
 
 
 class Stage(Protocol[In, Out]):

@@ -21,7 +21,7 @@ from pipeline.channel import END, Channel, ChannelClosed
 from pipeline.errors import PipelineError, StageError
 from pipeline.messages import Frame, FrameResult
 from pipeline.metrics import ServiceMeter, StageStats
-from pipeline.protocols import BatchStage, Source, Stage
+from pipeline.protocols import BatchStage, QueueingSource, Source, Stage
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +66,8 @@ class Pipeline:
             )
             for name in names
         ]
+        if isinstance(source, QueueingSource):
+            self._channels[0] = source.channel
         self._threads: list[threading.Thread] = []
         self._error: BaseException | None = None
         self._error_lock = threading.Lock()
@@ -133,6 +135,9 @@ class Pipeline:
         outbox: Channel[Frame] = self._channels[0]
         meter = self._meters[DECODE_STAGE]
         try:
+            if isinstance(self.source, QueueingSource):
+                self.source.fill()
+                return
             frames = self.source.frames()
             count = 0
             while self._max_frames is None or count < self._max_frames:

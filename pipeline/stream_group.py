@@ -2,6 +2,8 @@
 
 Each source is read on a thread of its own into a short queue of its own. The pipeline takes the queues in turn, so that
 a fast source cannot crowd out a slow one. A live source's queue holds its newest frame; a file's blocks.
+
+The first stage reads these queues directly (`StreamGroup.channel`): no frame waits anywhere else before the networks.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from pipeline.channel import END, Channel, ChannelClosed, ChannelStats, End
 from pipeline.errors import SourceError
 from pipeline.messages import Frame
 from pipeline.protocols import Source
@@ -71,6 +74,8 @@ class StreamGroup:
         self._members = [_Member(source, capacity) for source in sources]
         self._condition = threading.Condition()
         self._stopped = False
+        self._position = 0
+        self.channel = TurnsChannel(self)
         self._threads: list[threading.Thread] = []
         self.name = ", ".join(source.name for source in sources)
         totals = [source.frame_total for source in sources]
@@ -107,10 +112,22 @@ class StreamGroup:
             SourceError: every source ended with an error; the first of them, the others are its notes.
         """
         self._start()
-        position = 0
-        while (found := self._next(position)) is not None:
-            position, frame = found
+        while (frame := self.take()) is not None:
             yield frame
+        self._raise_if_all_failed()
+
+    def fill(self) -> None:
+        """Read all sources into their queues until all have ended and all frames are taken from `channel`.
+
+        Raises:
+            SourceError: as `frames`.
+        """
+        self._start()
+        with self._condition:
+            self._condition.wait_for(lambda: self._stopped or all(m.ended and not m.frames for m in self._members))
+        self._raise_if_all_failed()
+
+    def _raise_if_all_failed(self) -> None:
         if self._stopped:
             return
         errors = [member.error for member in self._members if member.error is not None]
@@ -120,20 +137,49 @@ class StreamGroup:
                 first.add_note(f"and: {other}")
             raise first
 
-    def _next(self, position: int) -> tuple[int, Frame] | None:
-        """Where to go on, and a frame of the first source from ``position`` on that has one. None at the end."""
-        count = len(self._members)
+    def take(self) -> Frame | None:
+        """A frame of the next source in turn that has one, waiting for it. None at the end and after a stop."""
         with self._condition:
             while not self._stopped:
-                for n in (*range(position, count), *range(position)):
-                    if self._members[n].frames:
-                        frame = self._members[n].frames.popleft()
-                        self._condition.notify_all()
-                        return (n + 1) % count, frame
-                if all(member.ended for member in self._members):
-                    return None
+                frame = self._take_now()
+                if frame is not None or all(member.ended for member in self._members):
+                    return frame
                 self._condition.wait()
         return None
+
+    def take_waiting(self, limit: int) -> list[Frame]:
+        """Up to ``limit`` frames that wait already, one source after the other."""
+        found: list[Frame] = []
+        with self._condition:
+            while len(found) < limit and not self._stopped and (frame := self._take_now()) is not None:
+                found.append(frame)
+        return found
+
+    def _take_now(self) -> Frame | None:
+        count = len(self._members)
+        for n in (*range(self._position, count), *range(self._position)):
+            if self._members[n].frames:
+                self._position = (n + 1) % count
+                self._condition.notify_all()
+                frame: Frame = self._members[n].frames.popleft()
+                return frame
+        return None
+
+    def channel_stats(self) -> ChannelStats:
+        """All queues together."""
+        with self._condition:
+            received = sum(member.read for member in self._members)
+            dropped = sum(member.dropped for member in self._members)
+            held = sum(len(member.frames) for member in self._members)
+        return ChannelStats(
+            received=received,
+            delivered=received - dropped - held,
+            dropped=dropped,
+            held=held,
+            held_max=len(self._members),
+            writer_wait_s=0.0,
+            reader_wait_s=0.0,
+        )
 
     def _start(self) -> None:
         for n, member in enumerate(self._members):
@@ -192,3 +238,34 @@ class StreamGroup:
         if not self._threads:  # never started: nobody else closes them
             for member in self._members:
                 member.source.close()
+
+
+class TurnsChannel(Channel[Frame]):
+    """The queues of a group, as the first stage's channel."""
+
+    def __init__(self, group: StreamGroup) -> None:
+        super().__init__("streams", 1)
+        self._group = group
+
+    def put(self, item: Frame) -> None:
+        raise NotImplementedError("the group's own threads fill its queues")
+
+    def get(self) -> Frame | End:
+        if self._hung_up:
+            raise ChannelClosed(self.name)
+        frame = self._group.take()
+        if self._hung_up:
+            raise ChannelClosed(self.name)
+        return END if frame is None else frame
+
+    def take_waiting(self, limit: int) -> list[Frame]:
+        if self._hung_up:
+            raise ChannelClosed(self.name)
+        return self._group.take_waiting(limit)
+
+    def hang_up(self) -> None:
+        super().hang_up()
+        self._group.stop()
+
+    def stats(self) -> ChannelStats:
+        return self._group.channel_stats()

@@ -72,7 +72,13 @@ def source_of(inputs, clock=None, **options):
 
     clock = clock or Clock()
     wait = getattr(clock, "wait", None)
-    options = {"backoff": Backoff(seed=1), "lossless": True, "wait": wait, "clock": clock} | options
+    options = {
+        "backoff": Backoff(seed=1),
+        "lossless": True,
+        "open_timeout_s": 0.0,
+        "wait": wait,
+        "clock": clock,
+    } | options
     source = LiveSource("rtsp://user:secret@cam/1", opener, **options)
     return source
 

@@ -1,0 +1,207 @@
+"""Results to their sinks, each behind a queue of its own: a slow or dead sink costs its own frames and nothing else."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from pipeline.channel import END, Channel, ChannelClosed
+from pipeline.errors import SinkError
+from pipeline.messages import FrameResult
+from pipeline.metrics import RECENT_FRAMES, percentile
+from pipeline.redaction import redact
+
+log = logging.getLogger(__name__)
+
+CLOSE_S: Final = 3.0  # all sinks together, when the run ends
+DROPS_SHOWN_EVERY_S: Final = 10.0
+
+
+class LiveSink(Protocol):
+    """Where results go; used on one thread."""
+
+    @property
+    def name(self) -> str: ...
+
+    def write(self, result: FrameResult) -> None:
+        """Take one frame.
+
+        Raises:
+            SinkError: not this one; it may take later ones.
+        """
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SinkReport:
+    """One sink so far: frames written, and lost by reason."""
+
+    name: str
+    written: int
+    dropped: dict[str, int]
+
+
+class SinkWorker:
+    """A sink, its queue and its thread."""
+
+    def __init__(self, sink: LiveSink, label: str, *, capacity: int) -> None:
+        """Start the thread.
+
+        Args:
+            sink: closed by the thread.
+            label: for people.
+            capacity: frames that may wait; the oldest goes first.
+        """
+        self._sink = sink
+        self._label = label
+        self._queue: Channel[FrameResult] = Channel(label, capacity, "drop_oldest")
+        self._written = 0
+        self._failed: Counter[str] = Counter()
+        self._shown_s = time.monotonic()
+        self._shown = 0
+        self._thread = threading.Thread(target=self._run, name=f"sink {label}", daemon=True)
+        self._thread.start()
+
+    def offer(self, result: FrameResult) -> None:
+        """Never waits."""
+        try:
+            self._queue.put(result)
+        except ChannelClosed:
+            self._failed["closed"] += 1
+            return
+        now = time.monotonic()
+        if now - self._shown_s >= DROPS_SHOWN_EVERY_S:
+            self._shown_s = now
+            dropped = self._queue.stats().dropped
+            if dropped > self._shown:
+                log.warning("%s: too slow, %d frames left out", self._label, dropped - self._shown)
+            self._shown = dropped
+
+    def report(self) -> SinkReport:
+        """Counters; callable from any thread."""
+        slow = Counter({"sink too slow": self._queue.stats().dropped})
+        return SinkReport(name=self._label, written=self._written, dropped=dict(self._failed + slow))
+
+    def finish(self) -> None:
+        """No more frames come; what waits is still written."""
+        self._queue.finish()
+
+    def join(self, deadline_s: float) -> None:
+        """Wait until it is closed; a sink that hangs is left to its fate."""
+        self._thread.join(max(0.0, deadline_s - time.monotonic()))
+        if self._thread.is_alive():
+            self._failed["not closed in time"] += self._queue.stats().held
+            self._queue.hang_up()
+            log.warning("%s: did not take its last frames in time; they are lost", self._label)
+
+    def _run(self) -> None:
+        try:
+            while (result := self._queue.get()) is not END:
+                try:
+                    self._sink.write(result)
+                    self._written += 1
+                except SinkError as error:
+                    self._failed["cannot be written"] += 1
+                    if isinstance(error.__cause__, BrokenPipeError):
+                        log.warning("%s: %s: no more frames go there", self._label, redact(str(error)))
+                        self._queue.hang_up()
+        except ChannelClosed:
+            pass
+        except Exception as error:
+            log.error("%s: failed (%s: %s)", self._label, type(error).__name__, redact(str(error)))  # noqa: TRY400
+            self._queue.hang_up()
+        finally:
+            try:
+                self._sink.close()
+            except Exception as error:
+                log.error("%s: cannot be finished: %s", self._label, redact(str(error)))  # noqa: TRY400
+
+
+class DispatchStage:
+    """The last stage: hands each result to the sinks of its stream and to who subscribed, and measures its age."""
+
+    name = "dispatch"
+
+    def __init__(
+        self,
+        sinks_of: Sequence[Sequence[SinkWorker]],
+        *,
+        shared: Sequence[SinkWorker] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Wire.
+
+        Args:
+            sinks_of: one list for each stream.
+            shared: get the results of all streams.
+            clock: the one of `Frame.captured_s`.
+        """
+        self._sinks_of = sinks_of
+        self._shared = shared
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._subscribers: list[tuple[int, Channel[FrameResult]]] = []
+        self._latency_ms: list[deque[float]] = [deque(maxlen=RECENT_FRAMES) for _ in sinks_of]
+        self._results = [0] * len(sinks_of)
+        self._people = [0] * len(sinks_of)
+
+    def open(self) -> None:
+        """Sinks open with their first frame."""
+
+    def process(self, result: FrameResult) -> FrameResult:
+        stream = result.frame.stream
+        with self._lock:
+            self._latency_ms[stream].append((self._clock() - result.frame.captured_s) * 1e3)
+            self._results[stream] += 1
+            self._people[stream] = len(result.people)
+            listeners = [channel for wanted, channel in self._subscribers if wanted == stream]
+        for worker in (*self._sinks_of[stream], *self._shared):
+            worker.offer(result)
+        for channel in listeners:
+            try:
+                channel.put(result)
+            except ChannelClosed:
+                self.unsubscribe(channel)
+        return result
+
+    def close(self) -> None:
+        """Finish all sinks at the same time."""
+        workers = [worker for workers in (*self._sinks_of, self._shared) for worker in workers]
+        for worker in workers:
+            worker.finish()
+        deadline_s = time.monotonic() + CLOSE_S
+        for worker in workers:
+            worker.join(deadline_s)
+        with self._lock:
+            for _, channel in self._subscribers:
+                channel.finish()
+
+    def subscribe(self, stream: int) -> Channel[FrameResult]:
+        """A channel that always holds the newest result of a stream; `Channel.hang_up` ends it."""
+        channel: Channel[FrameResult] = Channel(f"results of stream {stream}", 1, "drop_oldest")
+        with self._lock:
+            self._subscribers.append((stream, channel))
+        return channel
+
+    def unsubscribe(self, channel: Channel[FrameResult]) -> None:
+        with self._lock:
+            self._subscribers = [entry for entry in self._subscribers if entry[1] is not channel]
+
+    def figures(self, stream: int) -> tuple[int, int, float, float]:
+        """Results, people in the newest one, and p50 and p95 of capture-to-result of the recent ones in ms."""
+        with self._lock:
+            recent = sorted(self._latency_ms[stream])
+            return self._results[stream], self._people[stream], percentile(recent, 0.5), percentile(recent, 0.95)
+
+    def sinks(self, stream: int) -> list[SinkReport]:
+        """Of one stream."""
+        return [worker.report() for worker in self._sinks_of[stream]]
+
+    def shared_sinks(self) -> list[SinkReport]:
+        return [worker.report() for worker in self._shared]

@@ -1,0 +1,116 @@
+"""Every option of the live command. Each field is exactly one flag."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.errors import SettingsError
+from pipeline.settings import VIDEO_PRESETS, Settings, flag_of
+
+RECORDINGS = ("off", "plain", "drawn")
+BUFFERS = ("latest", "all")
+TRANSPORTS = ("tcp", "udp")
+
+#: Options of a file's run that mean the same here.
+SHARED = (
+    *("model", "engine", "device", "decode", "precision", "threads", "batch", "long_side", "person_threshold"),
+    *("joint_threshold", "smooth_joints", "mask_threshold", "video_preset", "video_encoder", "stats_every_s"),
+)
+
+
+def _option(default: Any, text: str, *, metavar: str | None = None, choices: tuple[str, ...] | None = None) -> Any:
+    return field(default=default, metadata={"help": text, "metavar": metavar, "choices": choices})
+
+
+def _shared(name: str) -> Any:
+    option = next(option for option in fields(Settings) if option.name == name)
+    return field(default=option.default, metadata=option.metadata)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveSettings:
+    """Options of one live run; checked when made.
+
+    Raises:
+        SettingsError: a value is out of range, or two options do not go together.
+    """
+
+    sources: tuple[str, ...] = field(
+        metadata={
+            "help": "camera number, /dev/videoN, rtsp(s)://, http(s):// (MJPEG, HLS, MPEG-TS), rtmp(s)://, udp://, "
+            "tcp://, a .streams file with a source on each line, - for standard input, or a video file",
+            "metavar": "SOURCE",
+            "choices": None,
+        }
+    )
+    output_dir: Path | None = _option(None, "write recordings and JSON lines of each source here", metavar="DIR")
+    json: str | None = _option(None, "- writes one line of JSON per frame of all sources to stdout", metavar="-")
+    record: Literal["off", "plain", "drawn"] = _option(
+        "drawn", "recordings in --output-dir: none, the pictures as they came, or with people drawn", choices=RECORDINGS
+    )
+    rotate_minutes: float = _option(10.0, "a new recording after this many minutes", metavar="MIN")
+    rotate_mb: float = _option(500.0, "a new recording at this size in MB", metavar="MB")
+    keep_free_gb: float = _option(
+        1.0, "remove the oldest recordings when less than this is free on the disk", metavar="GB"
+    )
+    buffer: Literal["latest", "all"] = _option(
+        "latest", "latest: newest frame wins; all: every frame, however late", choices=BUFFERS
+    )
+    reconnect: bool = _option(True, "open a source that ended or failed again, for ever")
+    stall_timeout: float = _option(10.0, "open a source again that gave no frame for so many seconds", metavar="S")
+    rtsp_transport: Literal["tcp", "udp"] = _option("tcp", "udp for cameras that know only that", choices=TRANSPORTS)
+    realtime: bool = _option(False, "read files at the speed they were made")
+    max_pixels: int = _option(7680 * 4320, "refuse larger pictures", metavar="N")
+    allow_url: tuple[str, ...] = _option(
+        (), "open only addresses that fit, such as rtsp://10.0.0.*; may be given several times", metavar="PATTERN"
+    )
+    seconds: float | None = _option(None, "stop after so many seconds", metavar="S")
+    model: Path | None = _shared("model")
+    engine: str = _shared("engine")
+    device: str | None = _shared("device")
+    decode: Literal["auto", "cpu", "gpu"] = _shared("decode")
+    precision: str = _shared("precision")
+    threads: int | None = _shared("threads")
+    batch: int | None = _shared("batch")
+    long_side: int | None = _shared("long_side")
+    person_threshold: float | None = _shared("person_threshold")
+    joint_threshold: float | None = _shared("joint_threshold")
+    smooth_joints: bool = _shared("smooth_joints")
+    mask_threshold: float = _shared("mask_threshold")
+    video_crf: int = _option(23, "quality of recordings, 0 (lossless) to 51", metavar="N")
+    video_preset: str = _option("ultrafast", "effort of the video encoder", choices=VIDEO_PRESETS)
+    video_encoder: str = _shared("video_encoder")
+    stats_every_s: float = _shared("stats_every_s")
+
+    def __post_init__(self) -> None:
+        _require(bool(self.sources), "SOURCE", "at least one", "none")
+        for name, low, high in (
+            ("rotate_minutes", 0.01, 100_000.0),
+            ("rotate_mb", 0.1, 1e6),
+            ("keep_free_gb", 0.0, 1e6),
+            ("stall_timeout", 0.1, 3600.0),
+            ("seconds", 0.1, 1e9),
+            ("max_pixels", 4096, 2**31 - 1),
+        ):
+            value = getattr(self, name)
+            _require(value is None or low <= value <= high, flag_of(name), f"from {low:g} to {high:g}", value)
+        for name, choices in (
+            ("record", RECORDINGS),
+            ("buffer", BUFFERS),
+            ("rtsp_transport", TRANSPORTS),
+        ):
+            _require(getattr(self, name) in choices, flag_of(name), f"one of {', '.join(choices)}", getattr(self, name))
+        _require(self.json in {None, "-"}, "--json", "- (files go to --output-dir)", self.json)
+        self.run_settings()
+
+    def run_settings(self) -> Settings:
+        """The options that live runs share with files, checked."""
+        shared = {name: getattr(self, name) for name in SHARED}
+        return Settings(source="live", video_crf=self.video_crf, timeout_s=self.stall_timeout, **shared)
+
+
+def _require(condition: bool, name: str, expected: str, got: object) -> None:
+    if not condition:
+        raise SettingsError(f"{name} must be {expected}, got {got}")
