@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from kernels.compilation import compiled
 from kernels.coordinates import U8
 
-STILL_LEVELS = 3.0  # mean change of a px and its neighbours that is noise of camera and codec
-MOVED_LEVELS = 12.0  # from here on it is movement, and the new alpha counts alone
+STILL_LEVELS = 1.0  # mean change of a px and its neighbours that is noise of camera and codec
+MOVED_LEVELS = 5.0  # from here on it is movement, and the new alpha counts alone
 STILL_SHARE = 0.2  # of the new alpha where nothing moves: 90 % of a lasting change within ten frames
 CHANGE_SIDE_PX = 5  # of the square over which change is averaged
 EDGE_CONTRAST = 4.0  # how much of the filter's soft edge is taken back

@@ -22,9 +22,11 @@ from engines.device import FRAMES_PER_CALL, Device, device_of
 from kernels.pose_decoding import DecodeParameters
 from pipeline.contact_sheet import ContactSheetSink
 from pipeline.errors import SettingsError
+from pipeline.layer_options import read_background
+from pipeline.layer_sinks import make_layer_sinks
 from pipeline.protocols import Sink, Source
 from pipeline.runtime import STAGE_JOIN_S, Pipeline
-from pipeline.settings import Settings, flag_of
+from pipeline.settings import Settings
 from pipeline.stage1_decode import find_files, is_stream, open_source
 from pipeline.stage2_keypoints import KeypointStage
 from pipeline.stage3_affine import AffineStage
@@ -164,11 +166,13 @@ def refuse_to_replace_inputs(settings: Settings) -> None:
     inputs = [] if is_stream(settings.source) else find_files(settings.source)
     if settings.coco_images is not None:
         inputs.append(str(settings.coco_images))
+    background = read_background(settings.layer_background)
+    if isinstance(background, Path):
+        inputs.append(str(background))
     real_inputs = {os.path.realpath(name) for name in inputs}
-    for name in ("output", "json", "coco", "sheet"):
-        path = getattr(settings, name)
-        if path is not None and os.path.realpath(path) in real_inputs:
-            raise SettingsError(f"{flag_of(name)} {path} is also read by this run: choose another name")
+    for flag, path in settings.output_paths():
+        if os.path.realpath(path) in real_inputs:
+            raise SettingsError(f"{flag} {path} is also read by this run: choose another name")
 
 
 def model_stages(settings: Settings, model: Model, device: Device) -> tuple[KeypointStage, AffineStage, SegmentStage]:
@@ -233,7 +237,7 @@ def make_sinks(settings: Settings, image_ids: dict[str, int] | None) -> list[Sin
         )
     if settings.sheet is not None:
         sinks.append(ContactSheetSink(Path(settings.sheet), overwrite=settings.overwrite))
-    return sinks
+    return sinks + make_layer_sinks(settings)
 
 
 def draws(settings: Settings) -> bool:

@@ -59,7 +59,8 @@ def parse_settings(arguments: Sequence[str]) -> Settings:
         SettingsError: unknown flag, missing SOURCE, or a value that cannot be used; the message lists the allowed ones.
         SystemExit: after --help.
     """
-    return Settings(**vars(make_parser().parse_args(arguments)))
+    values = vars(make_parser().parse_args(arguments))
+    return Settings(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 def make_parser() -> argparse.ArgumentParser:

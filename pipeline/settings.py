@@ -9,6 +9,7 @@ from typing import Any, Literal
 from engines import ENGINE_NAMES, PRECISIONS
 from engines.engine import DEVICE_PATTERN, Precision
 from pipeline.errors import SettingsError
+from pipeline.layer_options import HIDING, LAYER_KINDS, read_background, read_ids, read_layers
 from pipeline.redaction import redact
 
 VIDEO_PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower")
@@ -45,6 +46,22 @@ class Settings:
         None, "COCO annotation file whose images give each file name its id, for --coco", metavar="F.json"
     )
     sheet: Path | None = _option(None, "write a contact sheet of the run", metavar="F.png")
+    layer: tuple[str, ...] = _option(
+        (),
+        f"write a layer for editing; KIND is {', '.join(LAYER_KINDS)}; may be given several times (docs/layers.md)",
+        metavar="KIND=FILE",
+    )
+    layer_ids: str | None = _option(
+        None, "people the layers are about: 1,3 or not:1,3 (everybody else); all by default", metavar="IDS"
+    )
+    layer_background: str = _option(
+        "blur", "of --layer background: a picture, a colour such as #00ff00, or blur", metavar="FILE|COLOUR|blur"
+    )
+    refine_edges: bool = _option(False, "move the edges of layers onto edges of the picture; costs time")
+    steady_edges: bool = _option(True, "hold the edges of layers still where the picture stands still")
+    cover_frames: int = _option(
+        60, "blur, pixelate and remove cover somebody who is not found for this many frames more", metavar="N"
+    )
     overwrite: bool = _option(False, "replace outputs that exist")
     show: bool = _option(False, "show the result in a window while it runs")
     model: Path | None = _option(None, "model folder; the one that comes with the package by default", metavar="DIR")
@@ -99,6 +116,7 @@ class Settings:
             ("max_frames", 1, None),
             ("queue_depth", 1, 256),
             ("video_crf", 0, 51),
+            ("cover_frames", 0, None),
         ):
             value = getattr(self, name)
             in_range = value is None or (value >= low and (high is None or value <= high))
@@ -118,19 +136,35 @@ class Settings:
         )
         if self.coco_images is not None and self.coco is None:
             raise SettingsError("--coco-images gives ids to --coco: add --coco F.json")
+        self._check_layers()
         self._check_output_names()
 
+    def _check_layers(self) -> None:
+        layers = read_layers(self.layer)
+        read_ids(self.layer_ids)
+        read_background(self.layer_background)
+        if self.layer_ids is not None and not layers:
+            raise SettingsError("--layer-ids chooses people of layers: add --layer KIND=FILE")
+        if self.layer_background != "blur" and all(layer.kind != "background" for layer in layers):
+            raise SettingsError("--layer-background is shown by a layer: add --layer background=FILE")
+        if self.cover_frames == 0 and any(layer.kind in HIDING for layer in layers):
+            raise SettingsError(f"--cover-frames must be 1 or more with --layer {', '.join(HIDING)}, got 0")
+
+    def output_paths(self) -> list[tuple[str, Path]]:
+        """All files and folders that a run writes, each with the flag that names it."""
+        single = [(flag_of(name), getattr(self, name)) for name in ("output", "json", "coco", "sheet")]
+        layers = [(f"--layer {layer.kind}", layer.path) for layer in read_layers(self.layer)]
+        return [(flag, Path(path)) for flag, path in single if path is not None] + layers
+
     def _check_output_names(self) -> None:
-        named = {name: getattr(self, name) for name in ("output", "json", "coco", "sheet")}
         owners: dict[Path, str] = {}
-        for name, path in named.items():
-            if path is None:
-                continue
-            other = owners.setdefault(Path(path).absolute(), name)
-            if other != name:
-                raise SettingsError(f"--{other} and --{name} both name {path}: give each its own file")
+        for flag, path in self.output_paths():
+            place = path.resolve()
+            if place in owners:
+                raise SettingsError(f"{owners[place]} and {flag} both name {path}: give each its own file")
+            owners[place] = flag
         for name, suffixes in (("output", (".mp4", ".m4v", ".mov")), ("sheet", (".png", ".jpg", ".jpeg"))):
-            path = named[name]
+            path = getattr(self, name)
             if path is not None and Path(path).suffix.lower() not in suffixes:
                 raise SettingsError(f"--{name} expects a name ending in {', '.join(suffixes)}, got {path}")
 

@@ -44,6 +44,7 @@ class OutputClock:
     def __init__(self) -> None:
         self.time_base = Fraction(1, 90000)  # s; that of the first frame, from then on
         self.last_step = 1  # between the two newest frames
+        self.number = -1  # of the newest frame, from 0
         self._frame: Frame | None = None
         self._clip = -1
         self._clip_start = 0  # pts of the clip's first frame and of that frame in the output, in output units
@@ -57,6 +58,7 @@ class OutputClock:
         if self._frame is None:
             self.time_base = max(frame.time_base, _MIN_TIME_BASE)
         self._frame = frame
+        self.number += 1
         pts = round(frame.pts * frame.time_base / self.time_base)
         if frame.clip != self._clip:
             self._clip = frame.clip
@@ -83,6 +85,7 @@ class VideoSink:
         encoder: str = "libx264",
         fragment_s: float | None = None,
         clock: OutputClock | None = None,
+        size: tuple[int, int] | None = None,
     ) -> None:
         """Write to ``path``.
 
@@ -96,6 +99,7 @@ class VideoSink:
             fragment_s: write at least so often, and let libx264 hold no frame back; by default a fragment per key
                 frame, and a better picture for its size.
             clock: shared with other files of the run; None: this file begins with its first frame.
+            size: height, width in px in place of the first frame's; made even.
         """
         self._fragment_s = fragment_s
         self._path = path
@@ -106,6 +110,7 @@ class VideoSink:
         self._encoder = encoder
         self._container: OutputContainer | None = None
         self._stream: VideoStream | None = None
+        self._wanted_size = size
         self._size = (0, 0)  # height, width; even
         self._clock = OutputClock() if clock is None else clock
         self._keyframe_pts = 0
@@ -117,14 +122,21 @@ class VideoSink:
     def write(self, result: FrameResult) -> None:
         self.write_picture(result.drawn if result.drawn is not None else result.frame.image, result.frame)
 
-    def write_picture(self, picture: U8, frame: Frame) -> None:
+    def write_picture(self, picture: U8, frame: Frame, *, at_start: bool = False) -> None:
         """Write a picture that belongs to a frame's time; of any size, see the class.
+
+        Args:
+            picture: in the colours that the stream was made for.
+            frame: the newest one.
+            at_start: not at its time but at 0, as the first picture of a file that begins later than the run.
 
         Raises:
             SinkError: as `write`.
         """
         try:
             pts = self._clock.pts_of(frame)
+            if at_start:
+                pts = 0
             if self._container is None:
                 self._open(frame)
             encoded = self._converted(fit_into(picture, *self._size))
@@ -161,7 +173,8 @@ class VideoSink:
         create_output(self._path, overwrite=self._overwrite).close()  # refuses what must not be replaced
         container = self._open_container("file:" + str(self._path))
         self._container = container
-        self._size = (frame.height + frame.height % 2, frame.width + frame.width % 2)
+        height, width = self._wanted_size or (frame.height, frame.width)
+        self._size = (height + height % 2, width + width % 2)
         stream = self._add_stream(container)
         stream.height, stream.width = self._size
         context = stream.codec_context

@@ -1,0 +1,191 @@
+"""Where a hiding layer must cover the frame: a little more than people are, and for some time where they were.
+
+Whatever is not certain counts as somebody: a person who is not found in a frame stays covered where they were, in a
+region that grows as fast as they moved; a mask that collapses keeps the region of before; a person without a mask is
+covered by the box of their joints, and the head always is. What was never found is never covered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from kernels.coordinates import U8
+from kernels.mask_paste import PastedAlpha
+from pipeline.layer_alpha import AlphaMaker, PersonAlpha, box_of, crop_of, enlarged, trimmed
+from pipeline.layer_options import ChosenPeople
+from pipeline.messages import FrameResult
+from pipeline.person import Person
+
+FAINT = 32  # alpha from which a px is taken for a part of the person
+MARGIN_SHARE = 0.04  # of the person's long side, around the mask
+MARGIN_MIN_PX = 4
+BOX_MARGIN_SHARE = 0.2  # around the joints of a person without a mask
+COLLAPSED_SHARE = 0.6  # of the area before: below it the old region stays covered, too
+FACE_JOINTS = 5  # nose, eyes, ears come first in COCO
+HEAD_SHARE = 0.12  # radius of the covered head, of the person's long side
+SPEED_FACTOR = 1.5  # a lost region grows by this times the speed of the person, and by 1 % of their size per frame
+GROWTH_SHARE = 0.01
+GROWTH_MAX_SHARE = 0.5  # of the person's long side, all frames together
+
+
+@dataclass(slots=True)
+class _Seen:
+    region: PastedAlpha  # hard: 0 or 255
+    centre: tuple[float, float]
+    long_side: float
+    speed_px: float = 0.0  # per frame
+    missed: int = 0
+    grown_px: float = 0.0
+
+
+class CoverMemory:
+    """Regions of the chosen people over time. Asked again about the newest frame, it gives what it made."""
+
+    def __init__(self, maker: AlphaMaker, chosen: ChosenPeople, *, frames: int) -> None:
+        """Set up.
+
+        Args:
+            maker: of the run's alphas.
+            chosen: who is covered.
+            frames: how many frames a person who is not found stays covered.
+        """
+        self._maker = maker
+        self._chosen = chosen
+        self._frames = frames
+        self._seen: dict[int, _Seen] = {}
+        self._result: FrameResult | None = None
+        self._covers: list[PastedAlpha] = []
+
+    def of(self, result: FrameResult) -> Sequence[PastedAlpha]:
+        """What must be covered, with a soft rim outside of what is certain."""
+        if result is not self._result:
+            self._covers = self._made(result)
+            self._result = result
+        return self._covers
+
+    def _made(self, result: FrameResult) -> list[PastedAlpha]:
+        frame = result.frame
+        size = (frame.height, frame.width)
+        before = self._result.frame if self._result is not None else None
+        if before is None or (before.clip, before.height, before.width) != (frame.clip, *size):
+            self._seen.clear()
+        here = {one.person.id: one for one in self._maker.of(result) if one.person.id in self._chosen}
+        for person_id, one in here.items():
+            self._seen[person_id] = _updated(self._seen.get(person_id), one, *size)
+        for person_id in [person_id for person_id in self._seen if person_id not in here]:
+            lost = self._seen[person_id]
+            lost.missed += 1
+            if lost.missed > self._frames:
+                del self._seen[person_id]
+            else:
+                _grow(lost, *size)
+        return [soft_cover(seen.region, _margin_px(seen.long_side), *size) for seen in self._seen.values()]
+
+
+def _updated(before: _Seen | None, one: PersonAlpha, height: int, width: int) -> _Seen:
+    x, y, box_width, box_height = one.person.bbox
+    now = _Seen(
+        region=_region(one, height, width),
+        centre=(x + box_width / 2, y + box_height / 2),
+        long_side=max(box_width, box_height),
+    )
+    if before is None:
+        return now
+    if not box_width and not box_height:  # neither mask nor joints: somebody is named, nothing says where
+        now.region, now.centre, now.long_side = before.region, before.centre, before.long_side
+        return now
+    if before.missed == 0:
+        step = float(np.hypot(now.centre[0] - before.centre[0], now.centre[1] - before.centre[1]))
+        now.speed_px = max(step, 0.8 * before.speed_px)
+    if cv2.countNonZero(now.region.alpha) < COLLAPSED_SHARE * cv2.countNonZero(before.region.alpha):
+        now.region = _union(now.region, before.region)
+        now.long_side = max(now.long_side, before.long_side)
+    return now
+
+
+def _region(one: PersonAlpha, height: int, width: int) -> PastedAlpha:
+    """The mask, or the joints' box where there is none, and the head."""
+    person = one.person
+    _, _, box_width, box_height = person.bbox
+    long_side = max(box_width, box_height)
+    head = round(HEAD_SHARE * long_side)
+    certain = trimmed(PastedAlpha(x0=one.alpha.x0, y0=one.alpha.y0, alpha=_at_least(one.alpha.alpha, FAINT)))
+    if not certain.alpha.size:
+        return _box_of_joints(person, round(BOX_MARGIN_SHARE * long_side), height, width)
+    if not head or not person.joint_visible[:FACE_JOINTS].any():
+        return certain
+    points = person.keypoints[:FACE_JOINTS][person.joint_visible[:FACE_JOINTS], :2].mean(axis=0)
+    x, y = (round(float(np.clip(value, 0, limit - 1))) for value, limit in zip(points, (width, height), strict=True))
+    x0, y0, x1, y1 = box_of(certain)
+    x0, y0, x1, y1 = min(x0, x - head), min(y0, y - head), max(x1, x + head + 1), max(y1, y + head + 1)
+    x0, y0, x1, y1 = max(0, x0), max(0, y0), min(width, x1), min(height, y1)
+    crop = crop_of(certain, x0, y0, x1, y1)
+    cv2.circle(crop, (x - x0, y - y0), head, 255, cv2.FILLED)
+    return PastedAlpha(x0=x0, y0=y0, alpha=crop)
+
+
+def _at_least(alpha: U8, level: int) -> U8:
+    hard: U8 = (alpha >= level).view(np.uint8) * np.uint8(255)
+    return hard
+
+
+def _box_of_joints(person: Person, margin_px: int, height: int, width: int) -> PastedAlpha:
+    x, y, box_width, box_height = person.bbox
+    if not box_width and not box_height:
+        return PastedAlpha(x0=0, y0=0, alpha=np.zeros((0, 0), np.uint8))
+    x0, y0 = max(0, int(x) - margin_px), max(0, int(y) - margin_px)
+    x1 = min(width, int(np.ceil(x + box_width)) + margin_px + 1)
+    y1 = min(height, int(np.ceil(y + box_height)) + margin_px + 1)
+    return PastedAlpha(x0=x0, y0=y0, alpha=np.full((max(0, y1 - y0), max(0, x1 - x0)), 255, np.uint8))
+
+
+def _union(first: PastedAlpha, second: PastedAlpha) -> PastedAlpha:
+    parts = [one for one in (first, second) if one.alpha.size]
+    if len(parts) < 2:
+        return parts[0] if parts else first
+    boxes = [box_of(one) for one in parts]
+    x0, y0 = min(box[0] for box in boxes), min(box[1] for box in boxes)
+    x1, y1 = max(box[2] for box in boxes), max(box[3] for box in boxes)
+    crops = [crop_of(one, x0, y0, x1, y1) for one in parts]
+    return PastedAlpha(x0=x0, y0=y0, alpha=np.maximum(*crops))
+
+
+def _margin_px(long_side: float) -> int:
+    return max(MARGIN_MIN_PX, round(MARGIN_SHARE * long_side))
+
+
+def _grow(lost: _Seen, height: int, width: int) -> None:
+    """A frame more without the person: they may have gone on in any direction."""
+    wanted = min(
+        lost.missed * (SPEED_FACTOR * lost.speed_px + GROWTH_SHARE * lost.long_side), GROWTH_MAX_SHARE * lost.long_side
+    )
+    step = int(np.ceil(wanted - lost.grown_px))
+    if step > 0:
+        lost.region = widened(lost.region, step, height, width)
+        lost.grown_px += step
+
+
+def widened(region: PastedAlpha, by_px: int, height: int, width: int) -> PastedAlpha:
+    """The region grown by ``by_px`` px to all sides, as far as the frame goes."""
+    if not region.alpha.size:
+        return region
+    wide = enlarged(region, by_px, height, width)
+    # A square is separable, and much faster than a disc.
+    kernel = cv2.getStructuringElement(cv2.MORPH_RECT, (2 * by_px + 1, 2 * by_px + 1))
+    return PastedAlpha(x0=wide.x0, y0=wide.y0, alpha=np.asarray(cv2.dilate(wide.alpha, kernel), np.uint8))
+
+
+def soft_cover(region: PastedAlpha, margin_px: int, height: int, width: int) -> PastedAlpha:
+    """The region whole, and a rim of ``margin_px`` around it of which the outer half fades out."""
+    if not region.alpha.size:
+        return region
+    fade = margin_px // 2
+    wide = enlarged(widened(region, margin_px, height, width), fade, height, width)
+    side = 2 * fade + 1
+    # Replicated at the frame's border, where the region may go on.
+    faded = cv2.blur(wide.alpha, (side, side), borderType=cv2.BORDER_REPLICATE)
+    return PastedAlpha(x0=wide.x0, y0=wide.y0, alpha=np.asarray(faded, np.uint8))
