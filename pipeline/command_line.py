@@ -20,6 +20,7 @@ EPILOG = (
     "           pose2seg photos/ --coco results.json --coco-images annotations.json\n"
     "           pose2seg 0 --show\n"
     "           pose2seg live rtsp://cam/1 0   cameras that run for ever (live --help)\n"
+    "           pose2seg batch footage/ --out results/   thousands of files, resumable (batch --help)\n"
     "           pose2seg bench                 frames a second of this machine (bench --help)\n"
     "           pose2seg engines list          what can run the networks here (engines --help)\n"
     "exit codes: 0 finished or asked to stop, 2 settings, 3 source, 4 model, 5 output, 1 a bug"
@@ -27,6 +28,7 @@ EPILOG = (
 
 
 COMMANDS: Final = {
+    "batch": "pipeline.batch_command",
     "bench": "pipeline.bench_command",
     "engines": "pipeline.engines_command",
     "live": "pipeline.live_command",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -48,6 +49,21 @@ class ContactSheetSink:
                 self._kept = self._kept[::2]
                 self._every *= 2
         self._seen += 1
+
+    def to_state(self) -> dict[str, Any]:
+        """Where it is, as plain JSON values, without the pictures of `kept`."""
+        return {"every": self._every, "seen": self._seen, "tile": list(self._tile)}
+
+    @property
+    def kept(self) -> list[U8]:
+        """The small frames, all of one size."""
+        return list(self._kept)
+
+    def restore(self, state: dict[str, Any], kept: list[U8]) -> None:
+        """Go on where `to_state` was called."""
+        self._every, self._seen = state["every"], state["seen"]
+        self._tile = (state["tile"][0], state["tile"][1])
+        self._kept = list(kept)
 
     def close(self) -> None:
         if not self._kept:

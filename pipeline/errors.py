@@ -18,6 +18,7 @@ EXIT_SETTINGS = 2
 EXIT_SOURCE = 3
 EXIT_ENGINE = 4
 EXIT_SINK = 5
+EXIT_PARTIAL = 10  # of a batch: some inputs are not done; its report says which and why
 
 
 class PipelineError(Exception):

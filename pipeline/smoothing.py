@@ -6,6 +6,7 @@ Masks are made from the joints as they were found, so this changes what is drawn
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -72,3 +73,32 @@ class JointSmoother:
         result = keypoints.copy()
         result[:, :, :2] = smoothed
         return result
+
+    def to_state(self) -> dict[str, Any]:
+        """All that is remembered, as plain JSON values; the numbers come back exactly."""
+        return {
+            "clip": self._clip,
+            "people": [
+                {
+                    "id": person_id,
+                    "points": person.points.tolist(),
+                    "speeds_px_s": person.speeds_px_s.tolist(),
+                    "seen": person.seen.tolist(),
+                    "time_s": person.time_s,
+                }
+                for person_id, person in self._people.items()
+            ],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on where `to_state` was called."""
+        self._clip = state["clip"]
+        self._people = {
+            person["id"]: _Smoothed(
+                np.array(person["points"], np.float64),
+                np.array(person["speeds_px_s"], np.float64),
+                np.array(person["seen"], np.bool_),
+                person["time_s"],
+            )
+            for person in state["people"]
+        }

@@ -34,6 +34,10 @@ class AffineStage:
         self._person_threshold = person_threshold
         self._trackers: defaultdict[int, PersonTracker] = defaultdict(PersonTracker)  # one for each stream
 
+    def tracker_of(self, stream: int) -> PersonTracker:
+        """Who is known in one stream; to be touched only while no frame is in work."""
+        return self._trackers[stream]
+
     def open(self) -> None:
         one = np.zeros((1, 17, 2)), np.ones((1, 17), np.bool_)
         pose_similarities(*one, *one, np.zeros(1))  # compiles, as the other calls here

@@ -37,6 +37,10 @@ class ComposeStage:
         self._smooth_joints = smooth_joints
         self._smoothers: defaultdict[int, JointSmoother] = defaultdict(JointSmoother)  # one for each stream
 
+    def smoother_of(self, stream: int) -> JointSmoother:
+        """Everybody's smoothed joints in one stream; to be touched only while no frame is in work."""
+        return self._smoothers[stream]
+
     def open(self) -> None:
         paste_masks(  # compiles
             np.zeros((1, 8, 8), np.float32), np.array([[[1, 0, 0], [0, 1, 0]]], np.float32), 8, 8, threshold=0.5

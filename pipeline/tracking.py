@@ -18,6 +18,7 @@ What was measured, with what else was tried: docs/experiments.md, benchmarks/cro
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -90,6 +91,40 @@ class PersonTracker:
                 _Track(int(ids[row]), points[row], joint_visible[row].copy(), np.zeros(2), float(sizes[row]), time_s)
             )
         return ids
+
+    def to_state(self) -> dict[str, Any]:
+        """All that is remembered, as plain JSON values; the numbers come back exactly."""
+        return {
+            "clip": self._clip,
+            "next_id": self._next_id,
+            "tracks": [
+                {
+                    "id": track.id,
+                    "keypoints": track.keypoints.tolist(),
+                    "visible": track.visible.tolist(),
+                    "speed_px_s": track.speed_px_s.tolist(),
+                    "size_px": track.size_px,
+                    "seen_s": track.seen_s,
+                }
+                for track in self._tracks
+            ],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on where `to_state` was called."""
+        self._clip = state["clip"]
+        self._next_id = state["next_id"]
+        self._tracks = [
+            _Track(
+                track["id"],
+                np.array(track["keypoints"], np.float64),
+                np.array(track["visible"], np.bool_),
+                np.array(track["speed_px_s"], np.float64),
+                track["size_px"],
+                track["seen_s"],
+            )
+            for track in state["tracks"]
+        ]
 
     def _continued(self, points: F64, visible: Bools, may_be_new: Bools, time_s: float) -> list[tuple[int, int, bool]]:
         """Who goes on: rows of the frame, places in ``self._tracks``, and whether the second round found them."""

@@ -1,0 +1,196 @@
+"""``pose2seg batch``: real clips, real processes, real kills; what comes out is what an uninterrupted run gives."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from run_stream import main
+from tests.clips import number_of, read_video, write_empty_video, write_video
+
+pytestmark = pytest.mark.timeout(300)
+ROOT = Path(__file__).resolve().parents[2]
+ALL = "video,json,coco,sheet"
+
+
+def command(source: Path, out: Path, model: Path, *more: str) -> list[str]:
+    return [
+        *(sys.executable, str(ROOT / "run_stream.py"), "batch", str(source), "--out", str(out), "--model", str(model)),
+        *("--write", ALL, "--segment-seconds", "1", "--engine", "onnx", *more),
+    ]
+
+
+def outputs(out: Path) -> dict[str, bytes]:
+    """Name -> content of all results; videos as they decode."""
+    found = {}
+    for path in sorted(out.rglob("*")):
+        name = path.relative_to(out).as_posix()
+        if path.is_file() and not name.startswith((".pose2seg", "report.")):
+            if path.suffix == ".mp4":
+                frames, times = read_video(path)
+                found[name] = repr(times).encode() + b"".join(frame.tobytes() for frame in frames)
+            else:
+                found[name] = path.read_bytes()
+    return found
+
+
+def segments_done(out: Path) -> int:
+    states = [json.loads(path.read_text()) for path in out.glob(".pose2seg/files/*/state.json")]
+    return sum(len(state["segments"]) for state in states)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("clips")
+    write_video(folder / "a.mp4", 400)
+    (folder / "sub").mkdir()
+    write_video(folder / "sub" / "a.mkv", 250)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(clips, model_folder, tmp_path_factory) -> dict[str, bytes]:
+    out = tmp_path_factory.mktemp("reference") / "out"
+    done = subprocess.run(command(clips, out, model_folder), capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    return outputs(out)
+
+
+def test_all_outputs(clips, expected, model_folder, tmp_path) -> None:
+    assert sorted(expected) == [
+        *(f"a.mp4.{kind}" for kind in ("coco.json", "jsonl", "people.mp4", "sheet.png")),
+        *(f"sub/a.mkv.{kind}" for kind in ("coco.json", "jsonl", "people.mp4", "sheet.png")),
+    ]
+    lines = [json.loads(line) for line in expected["a.mp4.jsonl"].splitlines()]
+    assert [line["frame"] for line in lines] == list(range(400))
+    assert {person["id"] for line in lines for person in line["people"]} == {1, 2, 3, 4, 5, 6}  # jumps back each time
+    entries = json.loads(expected["a.mp4.coco.json"])
+    assert [entry["image_id"] for entry in entries] == list(range(1, 401))
+    code = main(
+        [
+            *(str(clips / "a.mp4"), "--model", str(model_folder), "--engine", "onnx"),
+            *("--json", str(tmp_path / "one.jsonl"), "--threads", "1"),
+        ]
+    )
+    assert code == 0
+    alone = [json.loads(line) for line in (tmp_path / "one.jsonl").read_text().splitlines()]
+    assert [line["people"] for line in alone] == [line["people"] for line in lines]  # a plain run says the same
+
+
+def kill_at_random(clips: Path, model: Path, out: Path, kills: int, seed: int) -> int:
+    """Start and kill -9; how many segments were done before the last start."""
+    moments = random.Random(seed)
+    most = 0
+    for _ in range(kills):
+        process = subprocess.Popen(command(clips, out, model), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wanted = most + moments.randint(0, 1)
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline and process.poll() is None and segments_done(out) < wanted:
+            time.sleep(0.02)
+        time.sleep(moments.random() * 1.5)
+        process.kill()
+        process.wait()
+        most = max(most, segments_done(out))
+    return most
+
+
+def finish(clips: Path, model: Path, out: Path, *more: str) -> None:
+    done = subprocess.run(command(clips, out, model, *more), capture_output=True, text=True, timeout=250, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_killed_at_random_moments(clips, expected, model_folder, tmp_path) -> None:
+    assert kill_at_random(clips, model_folder, tmp_path / "out", 4, seed=1) > 0
+    finish(clips, model_folder, tmp_path / "out")
+    assert outputs(tmp_path / "out") == expected
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_killed_at_thirty_random_moments(clips, expected, model_folder, tmp_path) -> None:
+    assert kill_at_random(clips, model_folder, tmp_path / "out", 30, seed=2) > 0
+    finish(clips, model_folder, tmp_path / "out")
+    assert outputs(tmp_path / "out") == expected
+
+
+def test_ctrl_c_and_go_on(clips, expected, model_folder, tmp_path) -> None:
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        command(clips, out, model_folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while segments_done(out) < 3 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 10
+    assert "goes on where it stopped" in errors
+    assert "Traceback" not in errors
+    before = segments_done(out)
+    assert before >= 3
+    finish(clips, model_folder, out)
+    assert outputs(out) == expected
+
+
+def test_broken_files_among_good_ones(tmp_path, model_folder, capsys) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write_video(folder / "good.mp4", 20)
+    (folder / "text.mp4").write_text("just some text\n" * 50)
+    (folder / "empty.mp4").write_bytes(b"")
+    write_empty_video(folder / "frameless.avi")
+    data = write_video(folder / "cut.mp4", 100).read_bytes()
+    (folder / "cut.mp4").write_bytes(data[: len(data) * 6 // 10])
+    write_video(folder / "z.mp4", 20)
+    arguments = ["batch", str(folder), "--out", str(tmp_path / "out"), "--model", str(model_folder), "--write", ALL]
+    assert main(arguments) == 10
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    for name in ("text.mp4", "empty.mp4", "frameless.avi"):
+        assert f"failed {name}" in captured.err
+        assert not list((tmp_path / "out").glob(f"{name}.*"))
+    for name in ("good.mp4", "z.mp4"):
+        frames, _ = read_video(tmp_path / "out" / f"{name}.people.mp4")
+        assert [number_of(frame) for frame in frames] == list(range(20))
+    lines = (tmp_path / "out" / "cut.mp4.jsonl").read_text().splitlines()
+    assert 30 < len(lines) < 80
+    assert f"{100 - len(lines)} frames lost" in captured.out.replace("\n", " ") or "frames lost" in captured.err
+    assert not list((tmp_path / "out").rglob("*.part*"))
+
+    assert main(arguments) == 10  # what failed is left, what is done is not done again
+    assert "done good.mp4" not in capsys.readouterr().err
+    write_video(folder / "text.mp4", 20)
+    assert main([*arguments, "--retry-failed"]) == 10
+    assert (tmp_path / "out" / "text.mp4.jsonl").exists()
+
+
+def test_other_options_do_not_mix(tmp_path, model_folder, capsys) -> None:
+    video = write_video(tmp_path / "in.mp4", 10)
+    arguments = ["batch", str(video), "--out", str(tmp_path / "out"), "--model", str(model_folder)]
+    assert main(arguments) == 0
+    assert main([*arguments, "--person-threshold", "0.5"]) == 2
+    assert "person_threshold was None, is 0.5" in capsys.readouterr().err
+    assert main([*arguments, "--person-threshold", "0.5", "--overwrite"]) == 0
+
+
+def test_foreign_outputs_are_not_replaced(tmp_path, model_folder, capsys) -> None:
+    video = write_video(tmp_path / "in.mp4", 10)
+    (tmp_path / "out").mkdir()
+    precious = tmp_path / "out" / "in.mp4.jsonl"
+    precious.write_text("precious")
+    arguments = ["batch", str(video), "--out", str(tmp_path / "out"), "--model", str(model_folder), "--write", "json"]
+    assert main(arguments) == 10
+    assert "exists already and is not of this batch" in capsys.readouterr().err
+    assert precious.read_text() == "precious"
+    assert main([*arguments, "--overwrite"]) == 0
+    assert len(precious.read_text().splitlines()) == 10
+    precious.unlink()
+    assert main(arguments) == 0  # an output that is gone is made again
+    assert len(precious.read_text().splitlines()) == 10
