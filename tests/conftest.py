@@ -5,8 +5,10 @@ a machine lacks (a GPU, nvcc) skips the tests that are marked so, and no others.
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import random
+import subprocess
 from collections.abc import Iterator
 
 import numpy as np
@@ -33,11 +35,25 @@ def _random_state_does_not_leak() -> Iterator[None]:
     np.random.set_state(before[1])  # noqa: NPY002
 
 
+@pytest.fixture(autouse=True)
+def _log_handlers_do_not_leak() -> Iterator[None]:
+    """A command that ran inside a test leaves handlers with that test's stderr, which is closed afterwards."""
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
+    yield
+    for handler in list(root.handlers):
+        if handler not in before:
+            root.removeHandler(handler)
+    root.setLevel(level)
+
+
 @functools.cache
 def _missing(marker: str) -> str | None:
     """What this machine lacks for tests with this marker; None where it has everything."""
     if marker == "nvcc":
         return None if find_nvcc() else "nvcc is not installed"
+    if marker == "rtsp_server":
+        return None if _has_rtsp_server() else "Debian's GStreamer RTSP server is not installed (make rtsp-server)"
     try:
         import torch
     except ModuleNotFoundError:
@@ -45,8 +61,18 @@ def _missing(marker: str) -> str | None:
     return None if torch.cuda.is_available() else "no CUDA device"
 
 
+def _has_rtsp_server() -> bool:
+    code = "import gi; gi.require_version('GstRtspServer', '1.0'); from gi.repository import Gst, GstRtspServer\n"
+    code += "Gst.init(None); raise SystemExit(not Gst.ElementFactory.find('rtph264pay'))"
+    try:
+        done = subprocess.run(["/usr/bin/python3", "-c", code], capture_output=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    for marker in ("gpu", "nvcc"):
+    for marker in ("gpu", "nvcc", "rtsp_server"):
         if item.get_closest_marker(marker) and (reason := _missing(marker)):
             if marker == "gpu" and os.environ.get("FAIL_WITHOUT_CUDA") == "1":
                 pytest.fail(f"{reason}, and FAIL_WITHOUT_CUDA=1 asks for one")
