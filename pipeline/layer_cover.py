@@ -29,7 +29,9 @@ FACE_JOINTS = 5  # nose, eyes, ears come first in COCO
 HEAD_SHARE = 0.12  # radius of the covered head, of the person's long side
 SPEED_FACTOR = 1.5  # a lost region grows by this times the speed of the person, and by 1 % of their size per frame
 GROWTH_SHARE = 0.01
-GROWTH_MAX_SHARE = 0.5  # of the person's long side, all frames together
+GROWTH_MAX_SHARE = (
+    1.0  # of the long side, all frames together: half of it lost people after 15 frames, see docs/layers.md
+)
 
 
 @dataclass(slots=True)
