@@ -1,6 +1,8 @@
 # make demo              the main job on a clip that is made on the spot; results in out/
 # make demo VIDEO=path   the same on your own file
 # make test              the whole test suite in a virtual environment of its own, with pinned versions
+# make chaos             the promises of live runs, provoked on this machine and measured
+# make rtsp-server       installs Debian's RTSP server, which some tests need (asks for root)
 # make lint / types      ruff and mypy, in the environment of make test
 # make clean             remove what these made, the environments included
 
@@ -11,10 +13,13 @@ TEST_VENV := .venv-test
 CONSTRAINTS := requirements/constraints.txt
 CLIP := out/demo_input.mp4
 PYTEST_ARGS ?=
+CHAOS_ARGS ?=
+RTSP_SERVER_PACKAGES := gir1.2-gst-rtsp-server-1.0 python3-gi gstreamer1.0-plugins-good
+RTSP_SERVER_WORKS := /usr/bin/python3 -c "import gi; gi.require_version('GstRtspServer', '1.0')"
 
 export VIDEO
 
-.PHONY: demo test lint types clean
+.PHONY: demo test chaos rtsp-server lint types clean
 .DELETE_ON_ERROR:
 
 demo: $(DEMO_VENV)/installed $(if $(VIDEO),,$(CLIP))
@@ -26,7 +31,16 @@ $(CLIP): examples/make_demo_clip.py examples/astronaut_outline.json | $(DEMO_VEN
 	$(DEMO_VENV)/bin/python examples/make_demo_clip.py $@
 
 test: $(TEST_VENV)/installed
+	@$(RTSP_SERVER_WORKS) 2>/dev/null || { [ "$$(id -u)" != 0 ] || $(MAKE) rtsp-server; } || true
 	REQUIRE_ALL_TESTS=1 $(TEST_VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+chaos: $(TEST_VENV)/installed
+	$(TEST_VENV)/bin/python run_stream.py selftest --cycles 20 $(CHAOS_ARGS)
+
+rtsp-server:
+	export DEBIAN_FRONTEND=noninteractive; \
+	apt-get install --yes --quiet --no-install-recommends $(RTSP_SERVER_PACKAGES) \
+		|| { apt-get update --quiet && apt-get install --yes --quiet --no-install-recommends $(RTSP_SERVER_PACKAGES); }
 
 lint: $(TEST_VENV)/installed
 	$(TEST_VENV)/bin/ruff check .

@@ -19,6 +19,7 @@ EPILOG = (
     "examples:  pose2seg walk.mp4 --output out.mp4 --json out.jsonl\n"
     "           pose2seg photos/ --coco results.json --coco-images annotations.json\n"
     "           pose2seg 0 --show\n"
+    "           pose2seg selftest              the promises of live, provoked here and measured\n"
     "           pose2seg live rtsp://cam/1 0   cameras that run for ever (live --help)\n"
     "           pose2seg batch footage/ --out results/   thousands of files, resumable (batch --help)\n"
     "           pose2seg bench                 frames a second of this machine (bench --help)\n"
@@ -32,6 +33,7 @@ COMMANDS: Final = {
     "bench": "pipeline.bench_command",
     "engines": "pipeline.engines_command",
     "live": "pipeline.live_command",
+    "selftest": "pipeline.selftest_command",
 }
 """First word of the arguments -> module whose ``main(arguments)`` runs the command and returns the exit code.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -21,7 +22,7 @@ from pipeline.channel import Channel
 from pipeline.errors import SettingsError, SinkError
 from pipeline.live_address import AllowedUrls, read_addresses
 from pipeline.live_input import InputOptions, opener_of
-from pipeline.live_outputs import DispatchStage, SinkReport, SinkWorker
+from pipeline.live_outputs import DispatchStage, LiveSink, SinkReport, SinkWorker
 from pipeline.live_recording import (
     FOLDER,
     DiskSpace,
@@ -77,13 +78,19 @@ class LiveRun:
     """Everything of one live run; `run` runs it, the other members may be used from any thread meanwhile."""
 
     def __init__(
-        self, settings: LiveSettings, *, model: Model | None = None, announce: Announce = announce_in_log
+        self,
+        settings: LiveSettings,
+        *,
+        model: Model | None = None,
+        extra_sinks: Sequence[LiveSink] = (),
+        announce: Announce = announce_in_log,
     ) -> None:
         """Open the model and wire; no source is opened yet and no output touched.
 
         Args:
             settings: what to do.
             model: networks to use in place of those the settings name; closed at the end.
+            extra_sinks: get the results of all sources, each behind a queue of its own.
             announce: see `pipeline.build.open_model`.
 
         Raises:
@@ -123,7 +130,7 @@ class LiveRun:
             ]
             self._group = StreamGroup(self.live_sources, capacity=1)
             self.space: DiskSpace | None = None
-            self._dispatch = DispatchStage(self._make_sinks(settings), shared=_shared_sinks(settings))
+            self._dispatch = DispatchStage(self._make_sinks(settings), shared=_shared_sinks(settings, extra_sinks))
             self.pipeline = Pipeline(
                 self._group,
                 [
@@ -243,10 +250,11 @@ class LiveRun:
             raise SinkError(f"--output-dir {folder}: cannot be written ({error.strerror}): choose another") from error
 
 
-def _shared_sinks(settings: LiveSettings) -> list[SinkWorker]:
-    if settings.json is None:
-        return []
-    return [SinkWorker(StandardOutputSink(), "json on stdout", capacity=JSON_QUEUE)]
+def _shared_sinks(settings: LiveSettings, extra: Sequence[LiveSink]) -> list[SinkWorker]:
+    workers = [SinkWorker(sink, sink.name, capacity=RECORDING_QUEUE) for sink in extra]
+    if settings.json is not None:
+        workers.append(SinkWorker(StandardOutputSink(), "json on stdout", capacity=JSON_QUEUE))
+    return workers
 
 
 def _decoder(settings: LiveSettings, decoder: HardwareDecoder | None, device: str) -> HardwareDecoder | None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 
 _USER_INFO = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^/?#\s'\"]*@")
+# A password with a slash that was not written as %2F: no address that can be opened, but one that gets into messages.
+# Digits and a slash behind the colon are a port, not a password.
+_UNESCAPED = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^\s'\"/:@\[]+:(?![0-9]{1,5}(?:[/?#]|$))[^\s'\"]*@")
 _SECRET_PARAMETER = re.compile(
     r"(?P<name>[?&;](?:[A-Za-z0-9_.-]*(?:pass|pwd|token|secret|key|auth|sig|credential)[A-Za-z0-9_.-]*|user|username)=)"
     r"[^&;#\s'\"]*",
@@ -18,4 +21,5 @@ def redact(text: str) -> str:
     Args:
         text: anything that may quote an address: a library's error message, a traceback, a settings dump.
     """
-    return _SECRET_PARAMETER.sub(r"\g<name>***", _USER_INFO.sub(r"\g<scheme>***@", text))
+    text = _UNESCAPED.sub(r"\g<scheme>***@", _USER_INFO.sub(r"\g<scheme>***@", text))
+    return _SECRET_PARAMETER.sub(r"\g<name>***", text)

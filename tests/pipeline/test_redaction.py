@@ -18,6 +18,10 @@ from pipeline.redaction import redact
         ("cannot open 'rtsp://a:p@ss@h/1': refused", "cannot open 'rtsp://***@h/1': refused"),
         ("two: http://a:b@c/ and http://d:e@f/", "two: http://***@c/ and http://***@f/"),
         ("plain http://host/path@2x.png", "plain http://host/path@2x.png"),
+        ("rtsp://admin:hunter/2?x#y@cam/1", "rtsp://***@cam/1"),
+        ("rtsp://admin:9/hunter2@cam:554/1", "rtsp://admin:9/hunter2@cam:554/1"),  # that is a port to every parser
+        ("http://host:8080/path@2x.png", "http://host:8080/path@2x.png"),
+        ("http://[::1]:80/path@2x.png", "http://[::1]:80/path@2x.png"),
         ("a.mp4", "a.mp4"),
         ("mail me@host", "mail me@host"),
     ],
