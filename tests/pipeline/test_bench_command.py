@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from engines import default_artifact
 from kernels.pose_fit import PAPER_TEMPLATES, fit_poses, prepare_templates, whole_frame_roi
 from pipeline import bench_command as bench
+from pipeline.bench_measure import standing_people
 from pipeline.errors import SettingsError, SourceError
 from tests.clips import write_video
 
@@ -21,14 +22,14 @@ pytestmark = pytest.mark.timeout(120)
 
 @given(st.integers(0, 100), st.integers(40, 2000), st.integers(40, 2000))
 def test_given_people_stand_in_the_frame(count, height, width) -> None:
-    people = bench.standing_people(count, height, width)
+    people = standing_people(count, height, width)
     assert people.shape == (count, 17, 3)
     assert (people[..., 0] >= -0.5).all() and (people[..., 0] <= width).all()
     assert (people[..., 1] >= -0.5).all() and (people[..., 1] <= height).all()
 
 
 def test_given_people_are_fitted_by_a_template() -> None:
-    people = bench.standing_people(5, 720, 1280)
+    people = standing_people(5, 720, 1280)
     fit = fit_poses(people, prepare_templates(PAPER_TEMPLATES), whole_frame_roi(720, 1280, 64))
     assert (fit.template_index >= 0).all()
 
