@@ -165,15 +165,15 @@ def refine_alpha(alpha: U8, gray: U8, radius_px: int) -> U8:
     p = cv2.resize(alpha, small, interpolation=cv2.INTER_AREA).astype(np.float32) / np.float32(255)
     mean_guide, mean_p = _mean(guide, radius), _mean(p, radius)
     variance = _mean(guide * guide, radius) - mean_guide * mean_guide
-    slope: NDArray[np.float32] = (_mean(guide * p, radius) - mean_guide * mean_p) / (variance + np.float32(EDGE_NOISE))
-    offset = mean_p - slope * mean_guide
-    slope, offset, mean_p = (
-        _full(values, height, width) for values in (_mean(slope, radius), _mean(offset, radius), mean_p)
-    )
-    return _contrasted(alpha, slope * (gray / np.float32(255)) + offset, mean_p)
+    small_slope = (_mean(guide * p, radius) - mean_guide * mean_p) / (variance + np.float32(EDGE_NOISE))
+    small_offset = mean_p - small_slope * mean_guide
+    slope = _full(_mean(small_slope, radius), height, width)
+    offset = _full(_mean(small_offset, radius), height, width)
+    filtered = slope * (gray / np.float32(255)) + offset
+    return _contrasted(alpha, filtered, _full(mean_p, height, width))
 
 
-def _full(values: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
+def _full(values: NDArray[Any], height: int, width: int) -> NDArray[np.float32]:
     return cv2.resize(values, (width, height), interpolation=cv2.INTER_LINEAR).astype(np.float32, copy=False)
 
 
@@ -190,7 +190,7 @@ def _smaller(height: int, width: int, radius_px: int) -> tuple[tuple[int, int], 
     return (max(1, -(-width // step)), max(1, -(-height // step))), max(1, round(radius_px / step))
 
 
-def _mean(values: NDArray[np.float32], radius: int) -> NDArray[np.float32]:
+def _mean(values: NDArray[Any], radius: int) -> NDArray[np.float32]:
     side = 2 * radius + 1
     return cv2.boxFilter(values, -1, (side, side), borderType=cv2.BORDER_REPLICATE).astype(np.float32, copy=False)
 

@@ -64,7 +64,8 @@ def parse_settings(arguments: Sequence[str]) -> Settings:
         SystemExit: after --help.
     """
     values = vars(make_parser().parse_args(arguments))
-    return Settings(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    several = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    return Settings(**(values | several))
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections import Counter
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Protocol
 
@@ -86,6 +87,8 @@ class AlphaVideo(VideoSink):
         stream = container.add_stream("libvpx-vp9", options=options)
         stream.pix_fmt = "yuva420p"
         stream.metadata["alpha_mode"] = "1"
+        # From it libvpx gets the length of a frame in units of the time base, and refuses 0.
+        stream.codec_context.framerate = min(Fraction(25), 1 / self._clock.time_base)
         return stream
 
     def _converted(self, picture: U8) -> av.VideoFrame:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -83,6 +85,23 @@ def test_alpha_colours_and_times_of_cutouts_are_in_the_file(tmp_path, name, deco
         assert (frame[35:95, 25:45, 3] >= 252).all() and (frame[40:90, 105:130, 3] >= 252).all()
         assert frame[:, 60:90, 3].max() <= 3
         assert np.abs(frame[40:90, 28:42, :3].astype(int) - ORANGE).max() <= color_levels
+
+
+@pytest.mark.parametrize(
+    "time_base", [Fraction(1, 10), Fraction(1), Fraction(1001, 30000), Fraction(1, 90000)], ids=str
+)
+@pytest.mark.parametrize(("name", "decoder"), [("c.mov", None), ("c.webm", "libvpx-vp9")])
+def test_any_time_base(tmp_path, name, decoder, time_base) -> None:
+    step = max(1, round(Fraction(1, 25) / time_base))
+    results = []
+    for number in range(4):
+        one = result(number, pts=number * step)
+        frame = replace(one.frame, time_base=time_base)
+        poses = replace(one.masks.rois.poses, frame=frame)
+        results.append(replace(one, masks=replace(one.masks, rois=replace(one.masks.rois, poses=poses))))
+    write(sinks_in(tmp_path, f"cutout={name}"), results)
+    _, times_s, _ = read(tmp_path / name, decoder=decoder)
+    assert times_s == pytest.approx([float(number * step * time_base) for number in range(4)], abs=6e-4)
 
 
 def test_png_sequences_are_exact(tmp_path) -> None:
