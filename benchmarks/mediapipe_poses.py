@@ -1,11 +1,11 @@
 """Poses of MediaPipe Pose on a COCO-format set, as keypoint results to compare our own network with.
 
-    runs/compare/venv-mediapipe/bin/python benchmarks/mediapipe_poses.py --annotations F.json --images DIR --output P.json
-    python -m benchmarks.accuracy --annotations F.json --images DIR --poses MediaPipe=P.json@0.2
+    runs/compare/venv-mediapipe/bin/python benchmarks/mediapipe_poses.py --annotations F.json --images DIR --output P
+    python -m benchmarks.accuracy --annotations F.json --images DIR --poses MediaPipe=P@0.2
 
-MediaPipe Pose finds one person a picture. It runs in the environment that `python -m benchmarks.compare --install` makes,
-so this file imports nothing of the repository. The networks are those inside MediaPipe's wheel (0.10.21), the middle one
-of three sizes.
+MediaPipe Pose finds one person a picture. It runs in the environment that `python -m benchmarks.compare --install`
+makes, so this file imports nothing of the repository. The networks are those inside MediaPipe's wheel (0.10.21), the
+middle one of three sizes.
 """
 
 from __future__ import annotations
