@@ -117,6 +117,11 @@ class Muxed:
         frame.pts, frame.time_base = number, Fraction(1, self._fps)
         self._mux(self._encoder.encode(frame))
 
+    def finish(self) -> None:
+        """Write what the encoder and the container hold back."""
+        self._mux(self._encoder.encode(None))
+        self._output.close()
+
     def _mux(self, packets: list[Any]) -> None:
         for packet in packets:
             packet.stream = self._stream

@@ -260,9 +260,6 @@ class VideoInput:
                     break
                 if packet.stream.index != self._stream.index:
                     continue
-                if self._live is not None and packet.is_corrupt:  # what the transport knows to be incomplete
-                    self.packets_broken += 1
-                    continue
                 self._discarded += packet.size > 0 and packet.is_discard
                 frames = packet.decode()
                 broken_in_a_row = 0

@@ -26,9 +26,9 @@ class Watched:
 
     def __init__(self, *sources: str, camera: Camera, delay_s: float = 0.0, **options) -> None:
         options = {"stall_timeout": 1.5} | options
-        model = fake_model(keypoint_engine=FakeKeypointEngine(delay_s=delay_s))
+        self.engine = FakeKeypointEngine(delay_s=delay_s)
         self.camera = camera
-        self.run = LiveRun(LiveSettings(sources=sources, **options), model=model)
+        self.run = LiveRun(LiveSettings(sources=sources, **options), model=fake_model(keypoint_engine=self.engine))
         self.numbers: list[list[int]] = [[] for _ in sources]
         self.ages_s: list[list[float]] = [[] for _ in sources]
         self.results: list[list] = [[] for _ in sources]
@@ -214,6 +214,17 @@ def test_a_slow_model_makes_no_old_results(camera) -> None:
     assert ages == sorted(ages)
     assert report.dropped["newer frame"] > 30
     assert report.p95_ms < 1500  # two network calls of 100 ms on a busy machine, not the length of a queue
+
+
+def test_streams_share_calls_and_none_waits_twice(camera) -> None:
+    with ExitStack() as stack:
+        servers = [stack.enter_context(CameraServer(camera)) for _ in range(3)]
+        watched = stack.enter_context(Watched(*map(urls, servers), camera=camera, delay_s=0.1, batch=4))
+        for stream in range(3):
+            watched.more(stream, count=10)
+    assert max(watched.engine.batches) == 3  # one frame of each stream, never two of one
+    results = [snapshot.results for snapshot in watched.run.sources()]
+    assert min(results) >= 0.5 * max(results)
 
 
 def test_too_large_pictures_are_refused(camera) -> None:

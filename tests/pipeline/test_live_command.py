@@ -118,6 +118,12 @@ def test_redirects_are_followed_here_and_looked_at(monkeypatch) -> None:
         opener_of(outside, allowed)().close()
 
 
+@pytest.mark.parametrize("source", ["9876", "/dev/video9876"])
+def test_a_camera_that_is_not_there(source) -> None:
+    with pytest.raises(SourceError, match="camera 9876: no such camera"):
+        opener_of(parse_address(source), InputOptions())()
+
+
 class Looping(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.send_response(302)
