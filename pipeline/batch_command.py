@@ -17,22 +17,21 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
-import av
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from engines import EngineError, EngineLoadError, default_artifact, load_artifact
 from pipeline.batch_file import FileOptions
-from pipeline.batch_machine import resources, share
+from pipeline.batch_machine import Resources, resources, share
 from pipeline.batch_plan import BatchInput, plan_inputs, shown_name
-from pipeline.batch_progress import ActiveFile, BatchDisplay, BatchFigures, say
+from pipeline.batch_probe import measured_fps, plan_table, probe
+from pipeline.batch_progress import ActiveFile, BatchDisplay, BatchFigures, PatientConsole, say
+from pipeline.batch_report import HTML_NAME, rows_of, write_report
 from pipeline.batch_settings import BatchSettings
 from pipeline.batch_state import FileState, JobFolder
 from pipeline.batch_worker import THREAD_VARIABLES, WorkerOptions, work
 from pipeline.command_line import parser_of
 from pipeline.errors import EXIT_ENGINE, EXIT_OK, EXIT_PARTIAL, PipelineError, SinkError
-from pipeline.video_input import VideoInput
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +45,7 @@ EPILOG = (
 _END_S: Final = 30.0  # a worker closes its model; more than this is a hang
 _POLL_S: Final = 0.2
 _DEATHS_AT_START: Final = 3
+_ROWS_SHOWN: Final = 50  # of the table at the end; the report has all
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -68,16 +68,12 @@ def main(arguments: Sequence[str]) -> int:
     job = JobFolder(out)
     known = job.names() if (job.folder / "files").is_dir() else {}
     inputs = plan_inputs(settings.inputs, out, known=known)
+    if settings.dry_run:
+        return _dry_run(job, inputs, settings)
     job.create()
     with job.locked():
         found = resources()
-        workers, threads = share(
-            found,
-            len(inputs),
-            workers=None if settings.workers == "auto" else int(settings.workers),
-            threads=settings.threads,
-            gpu=_on_gpu(settings),
-        )
+        workers, threads = _share(settings, len(inputs), found)
         deciding = {**settings.deciding(), "model_files": artifact_digest(artifact.folder), "threads": threads}
         threads = int(job.settle(deciding, overwrite=settings.overwrite)["threads"])
         options = WorkerOptions(
@@ -99,11 +95,31 @@ def main(arguments: Sequence[str]) -> int:
         )
         batch = Batch(job, inputs, options, workers)
         batch.prepare(overwrite=settings.overwrite, retry_failed=settings.retry_failed)
-        errors = Console(stderr=True, highlight=False)
+        errors = PatientConsole(stderr=True, highlight=False)
         display = BatchDisplay(errors, settings.stats_every_s)
         with _signals(batch):
             batch.run(display)
-        return _conclude(batch)
+        return _conclude(batch, settings.kinds)
+
+
+def _share(settings: BatchSettings, files: int, found: Resources) -> tuple[int, int]:
+    workers = None if settings.workers == "auto" else int(settings.workers)
+    return share(found, files, workers=workers, threads=settings.threads, gpu=_on_gpu(settings))
+
+
+def _dry_run(job: JobFolder, inputs: Sequence[BatchInput], settings: BatchSettings) -> int:
+    """Say what would be done; nothing is written."""
+    workers, threads = _share(settings, len(inputs), resources())
+    options = FileOptions(settings=settings.of_files(threads), write=settings.kinds, segment_s=settings.segment_seconds)
+    batch = Batch(job, inputs, WorkerOptions(out=job.out, file=options), workers)
+    left = inputs if settings.overwrite else batch.left_to_do(retry_failed=settings.retry_failed)
+    probes = [probe(item) for item in left]
+    fps = measured_fps(probes, options.settings, kinds=settings.kinds)
+    console = PatientConsole(highlight=False)
+    say(console, plan_table(probes, workers=workers, fps=fps))
+    if len(left) < len(inputs):
+        say(console, Text(f"{len(inputs) - len(left)} files are settled by a run before"))
+    return EXIT_OK
 
 
 def artifact_digest(folder: Path) -> str:
@@ -143,14 +159,21 @@ class Batch:
 
     def prepare(self, *, overwrite: bool, retry_failed: bool) -> None:
         """Find out what is left to do."""
-        for item in self.inputs:
-            if overwrite:
+        if overwrite:
+            for item in self.inputs:
                 self.job.forget(item.key)
+        self._pending.extend(self.left_to_do(retry_failed=retry_failed))
+
+    def left_to_do(self, *, retry_failed: bool) -> list[BatchInput]:
+        """Inputs that no run before has settled; the others are noted with their results."""
+        left = []
+        for item in self.inputs:
             state = self.job.load(item.key)
             if state is not None and self._is_settled(item, state, retry_failed=retry_failed):
                 self._settle(item, state)
             else:
-                self._pending.append(item)
+                left.append(item)
+        return left
 
     def request_stop(self) -> None:
         """The first one lets workers leave their segment, the second one ends them; callable from signal handlers."""
@@ -373,19 +396,7 @@ class Batch:
     def _probe(self, items: Sequence[BatchInput]) -> None:
         """Lengths for the time left; beside the work, because thousands of files take a while to open."""
         for item in items:
-            self._lengths[item.path] = frames_of(item.path)
-
-
-def frames_of(path: str) -> int | None:
-    """How many frames a file says it has; None where it says nothing or cannot be opened."""
-    try:
-        video = VideoInput(path, timeout_s=10.0)
-    except (PipelineError, av.FFmpegError, OSError):
-        return None
-    try:
-        return video.frame_total
-    finally:
-        video.close()
+            self._lengths[item.path] = probe(item).frames
 
 
 @contextlib.contextmanager
@@ -404,28 +415,28 @@ def _signals(batch: Batch) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _conclude(batch: Batch) -> int:
-    states = batch.states
-    table = Table(title=Text("batch"), title_justify="left")
+def _conclude(batch: Batch, kinds: Sequence[str]) -> int:
+    """Write the report, print its short form."""
+    rows = rows_of(batch.job, batch.inputs, batch.states)
+    table = Table(title=Text(f"report: {batch.job.out / HTML_NAME}"), title_justify="left")
     for heading in ("file", "frames", "people per frame", "FPS", "result"):
         table.add_column(heading, overflow="fold", justify="left" if heading in {"file", "result"} else "right")
-    unfinished = 0
-    for item in batch.inputs:
-        state = states.get(item.path)
-        if state is None or state.status != "done":
-            unfinished += 1
-        if state is None:
-            table.add_row(Text(item.name), "-", "-", "-", "not finished")
-            continue
-        people = state.people / state.frames if state.frames else 0.0
-        result = state.error if state.status == "failed" else "; ".join(state.warnings) or "done"
-        table.add_row(
-            Text(item.name), str(state.frames), f"{people:.2f}", f"{_fps(state):.1f}", Text(shown_name(result))
-        )
-    say(Console(highlight=False), table)
+    for row in rows[:_ROWS_SHOWN]:
+        texts = [row.state.error, *row.state.warnings] if row.state is not None else []
+        said = ": ".join([row.result, *filter(None, ["; ".join(filter(None, texts))])])
+        frames = row.state.frames if row.state is not None else 0
+        figures = (str(frames), f"{row.people_per_frame:.2f}", f"{row.fps:.1f}")
+        table.add_row(Text(row.item.name), *figures, Text(shown_name(said)))
+    if len(rows) > _ROWS_SHOWN:
+        table.caption = Text(f"and {len(rows) - _ROWS_SHOWN} more in the report")
+    say(PatientConsole(highlight=False), table)
+    try:
+        write_report(batch.job.out, rows, kinds)
+    except SinkError as error:
+        log.warning("no report: %s", error)
     if batch.interrupted:
         log.info("interrupted: the same command goes on where it stopped")
-    return EXIT_PARTIAL if unfinished else EXIT_OK
+    return EXIT_OK if all(row.result == "done" for row in rows) else EXIT_PARTIAL
 
 
 def _fps(state: FileState) -> float:

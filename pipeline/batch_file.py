@@ -205,7 +205,7 @@ class _OneFile:
         source = SegmentSource(video, self._item.name)
         pipeline = Pipeline(
             source,
-            [_KeptOpen(keypoints), affine, _KeptOpen(segment), compose, WriteStage([*sinks, _Unfinished(sheet)])],
+            [KeptOpen(keypoints), affine, KeptOpen(segment), compose, WriteStage([*sinks, _Unfinished(sheet)])],
             queue_depth=max(settings.queue_depth, device.frames_per_call),
         )
         first: FrameResult | None = None
@@ -354,7 +354,7 @@ class _OneFile:
                     self._state.warnings.append(warning)
 
 
-class _KeptOpen:
+class KeptOpen:
     """A stage whose engine serves the next segment, too."""
 
     def __init__(self, stage: Any) -> None:

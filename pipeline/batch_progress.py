@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -20,6 +21,13 @@ log = logging.getLogger(__name__)
 
 REFRESH_S: Final = 0.5
 _RECENT_S: Final = 10.0
+
+
+class PatientConsole(Console):
+    """Says that nobody reads any more; Rich's own ends the process."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError(errno.EPIPE, "nobody reads any more")
 
 
 class Speed:
@@ -129,6 +137,7 @@ def batch_table(figures: BatchFigures) -> Table:
             f"{figures.speed.fps:.1f} FPS, {eta} left"
         ),
         caption_justify="left",
+        expand=True,
     )
     table.add_column("file", overflow="ellipsis", no_wrap=True, ratio=1)
     for heading in ("frames", "FPS", "left", "people"):

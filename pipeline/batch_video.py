@@ -99,7 +99,7 @@ class SegmentedVideo:
         self._origin: tuple[int, int, int] | None = None
         self._size = (0, 0)
         self._pending: tuple[Picture, bool] | None = None
-        self._video: _MarkedVideo | None = None
+        self._video: MarkedVideo | None = None
         self._pictures: Iterator[Picture] = iter(())
         if position is None:
             self._open(None)
@@ -181,7 +181,7 @@ class SegmentedVideo:
 
     def _open(self, seek_s: float | None) -> None:
         self.close()
-        self._video = _MarkedVideo(self._path, timeout_s=10.0)
+        self._video = MarkedVideo(self._path, timeout_s=10.0)
         if seek_s is not None:
             self._video.seek(seek_s)
         self._pictures = self._video.pictures()
@@ -260,13 +260,19 @@ class SegmentSource:
         """The video is closed by whoever opened it."""
 
 
-class _MarkedVideo(VideoInput):
+class MarkedVideo(VideoInput):
     """Also tells which pictures are key frames, and counts lost frames behind a seek."""
 
     is_key = False
     times_made_up = False
     _before = 0
     _seen = 0
+
+    @property
+    def stored_size(self) -> tuple[int, int]:
+        """Height, width in px that the file states, before any turning."""
+        context = self._stream.codec_context
+        return (context.height, context.width)
 
     def seek(self, seconds: float) -> None:
         base = self._stream.time_base or Fraction(1, 1000)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
 import random
 import signal
 import subprocess
@@ -194,3 +197,136 @@ def test_foreign_outputs_are_not_replaced(tmp_path, model_folder, capsys) -> Non
     precious.unlink()
     assert main(arguments) == 0  # an output that is gone is made again
     assert len(precious.read_text().splitlines()) == 10
+
+
+def children(process: subprocess.Popen) -> list[int]:
+    """The worker processes of a batch."""
+    try:
+        pids = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        return [int(pid) for pid in pids if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    except OSError:
+        return []
+
+
+def kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_a_worker_that_dies_costs_its_segment(clips, expected, model_folder, tmp_path) -> None:
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        command(clips, out, model_folder), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    wait_for_segments(out, 2, process)
+    kill(children(process)[0])
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    assert "its worker died by signal 9 (SIGKILL)" in errors
+    assert "tried once more" in errors
+    assert outputs(out) == expected
+
+
+def test_a_file_whose_worker_always_dies(clips, model_folder, tmp_path) -> None:
+    process = subprocess.Popen(
+        command(clips / "a.mp4", tmp_path / "out", model_folder),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 100
+    while process.poll() is None and time.monotonic() < deadline:
+        for pid in children(process):
+            kill(pid)
+        time.sleep(0.02)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 10, errors
+    assert "died twice in segment 0 by signal 9" in errors
+    finish(clips / "a.mp4", model_folder, tmp_path / "out", "--retry-failed")
+
+
+def wait_for_segments(out: Path, count: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 100
+    while segments_done(out) < count:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_closed_terminal_and_a_reader_that_leaves(clips, expected, model_folder, tmp_path) -> None:
+    out = tmp_path / "out"
+    process = subprocess.Popen(command(clips, out, model_folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    wait_for_segments(out, 1, process)
+    process.stdout.close()
+    process.stderr.close()
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=200) == 0
+    assert outputs(out) == expected
+    assert "2 done" in (out / "report.html").read_text()
+
+
+def test_on_a_terminal(clips, model_folder, tmp_path) -> None:
+    """A live table while somebody looks; then the terminal is closed, and the work goes on."""
+    ours, theirs = pty.openpty()
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        command(clips, out, model_folder),
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
+    )
+    os.close(theirs)
+    seen = b""
+    while b"files done" not in seen:
+        seen += os.read(ours, 65536)
+    assert b"people" in seen
+    os.close(ours)
+    assert process.wait(timeout=200) == 0
+    assert len(outputs(out)) == 8
+
+
+def test_a_disk_that_is_full(tmp_path, model_folder) -> None:
+    """A limit on the size of files stands in for the disk: the file that does not fit fails, the others do not."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write_video(folder / "long.mp4", 300)
+    write_video(folder / "short.mp4", 4)
+    arguments = command(folder, tmp_path / "out", model_folder)
+    code = (
+        "import resource, signal, os, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (800_000, 800_000)); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    arguments[arguments.index(ALL)] = "json"
+    arguments[arguments.index("--segment-seconds") + 1] = "60"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 10, done.stderr
+    assert "failed long.mp4" in done.stderr
+    assert "File too large" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len((tmp_path / "out" / "short.mp4.jsonl").read_text().splitlines()) == 4
+    assert not (tmp_path / "out" / "long.mp4.jsonl").exists()
+    assert subprocess.run([*arguments, "--retry-failed"], capture_output=True, timeout=200, check=False).returncode == 0
+    assert len((tmp_path / "out" / "long.mp4.jsonl").read_text().splitlines()) == 300
+
+
+def test_a_dry_run_writes_nothing(clips, model_folder, tmp_path, capsys) -> None:
+    arguments = ["batch", str(clips), str(tmp_path / "missing.mp4"), "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--model", str(model_folder), "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "3 files to do, 1 cannot be read" in out
+    assert "650 frames" in out
+    assert "FPS each: about" in out
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_batches_do_not_fight(clips, model_folder, tmp_path, capsys) -> None:
+    out = tmp_path / "out"
+    process = subprocess.Popen(command(clips, out, model_folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for_segments(out, 1, process)
+    assert main(command(clips, out, model_folder)[2:]) == 2
+    assert "another batch is writing" in capsys.readouterr().err
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 10
