@@ -8,6 +8,8 @@ Convention: frame px, pictures are uint8 RGB.
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +18,8 @@ from kernels.compilation import compiled
 from kernels.coordinates import U8
 
 FREE_FRAMES = 3
+FILL_STEP = 4  # holes are filled on a picture this much smaller: what is smooth needs no more
+FILL_STEP_FROM_PX = 64
 LEARNING_STEPS = 8  # a px moves by this part of the difference per frame, by one level at least
 
 
@@ -84,7 +88,7 @@ def spread_into_holes(image: U8, hole: U8) -> U8:
     """Fill holes smoothly with the colours around them: nothing of what was in a hole remains.
 
     Args:
-        image: (h, w, 3) uint8.
+        image: (h, w, 3) uint8, C-contiguous.
         hole: (h, w) uint8, not 0 where px are missing.
 
     Returns:
@@ -92,20 +96,27 @@ def spread_into_holes(image: U8, hole: U8) -> U8:
 
     Source: Gortler et al., The Lumigraph, SIGGRAPH 1996, pull-push.
     """
-    weight = (hole == 0).astype(np.float32)
-    values = image.astype(np.float32) * weight[:, :, None]
+    height, width = hole.shape
+    step = FILL_STEP if min(hole.shape) >= FILL_STEP_FROM_PX else 1
+    size = (-(-width // step), -(-height // step))
+    free = (hole == 0).view(np.uint8)
+    values = _resized(cv2.copyTo(image, free, np.zeros_like(image)), size)
+    weight = _resized(free, size)
     levels: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
     while min(weight.shape) > 1 and not weight.all():
         levels.append((values, weight))
         size = (-(-weight.shape[1] // 2), -(-weight.shape[0] // 2))
-        values, weight = _halved(values, size), _halved(weight, size)
+        values, weight = _resized(values, size), _resized(weight, size)
     filled = np.where(weight[:, :, None] > 0, values / np.maximum(weight, 1e-6)[:, :, None], 128.0)
     for values, weight in reversed(levels):
         size = (weight.shape[1], weight.shape[0])
         coarse = np.asarray(cv2.resize(filled, size, interpolation=cv2.INTER_LINEAR)).reshape(*weight.shape, 3)
         filled = values + coarse * (1.0 - weight)[:, :, None]
-    return np.clip(filled + 0.5, 0, 255).astype(np.uint8)
+    coarse_levels = np.clip(filled + 0.5, 0, 255).astype(np.uint8)
+    whole = cv2.resize(coarse_levels, (width, height), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(whole, np.uint8).reshape(height, width, 3)
 
 
-def _halved(values: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-    return cv2.resize(values, size, interpolation=cv2.INTER_AREA).astype(np.float32, copy=False)
+def _resized(values: NDArray[Any], size: tuple[int, int]) -> NDArray[np.float32]:
+    """Area means; ``size`` is width, height."""
+    return np.asarray(cv2.resize(values.astype(np.float32), size, interpolation=cv2.INTER_AREA))

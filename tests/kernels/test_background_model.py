@@ -50,15 +50,16 @@ def test_light_that_changes_is_followed_to_the_end() -> None:
     assert background[0, 0].tolist() == [130] * 3
 
 
-def test_holes_are_filled_from_around_and_hold_nothing_of_what_was_there() -> None:
-    image = np.full((40, 60, 3), 90, np.uint8)
-    image[10:30, 20:40] = 255
-    hole = np.zeros((40, 60), np.uint8)
-    hole[10:30, 20:40] = 1
+@pytest.mark.parametrize("scale", [1, 4, 7])
+def test_holes_are_filled_from_around_and_hold_nothing_of_what_was_there(scale: int) -> None:
+    image = np.full((40 * scale, 60 * scale, 3), 90, np.uint8)
+    hole = np.zeros(image.shape[:2], np.uint8)
+    rows, columns = slice(10 * scale + 1, 30 * scale), slice(20 * scale, 40 * scale + 1)
+    image[rows, columns], hole[rows, columns] = 255, 1
     filled = spread_into_holes(image, hole)
     assert np.abs(filled[hole > 0].astype(int) - 90).max() <= 1
     other = image.copy()
-    other[10:30, 20:40] = 0
+    other[rows, columns] = 0
     np.testing.assert_array_equal(filled, spread_into_holes(other, hole))
     assert spread_into_holes(image, np.ones_like(hole)).std() == 0
     assert spread_into_holes(image[:1, :1], np.ones((1, 1), np.uint8)).shape == (1, 1, 3)
