@@ -153,6 +153,17 @@ def test_a_library_that_hangs_is_left_behind_and_not_without_end() -> None:
         item.hang.set()
 
 
+def test_hundreds_of_reconnects_leave_no_thread() -> None:
+    before = threading.active_count()
+    source = source_of([FakeInput([(0.0, 48)]) for _ in range(300)])
+    assert len(list(source.frames())) == 300
+    deadline = time.monotonic() + 5
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() <= before
+    assert source.report().connects == 300
+
+
 def test_stop_is_at_once_even_while_nothing_comes() -> None:
     source = source_of([FakeInput([(0.0, 48)], then="hang")], clock=time.monotonic)
     frames = source.frames()
