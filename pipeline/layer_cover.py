@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
-from kernels.coordinates import U8
+from kernels.coordinates import F32, U8
 from kernels.mask_paste import PastedAlpha
 from pipeline.layer_alpha import AlphaMaker, PersonAlpha, box_of, crop_of, enlarged, trimmed
 from pipeline.layer_options import ChosenPeople
@@ -24,9 +25,11 @@ FAINT = 32  # alpha from which a px is taken for a part of the person
 MARGIN_SHARE = 0.04  # of the person's long side, around the mask
 MARGIN_MIN_PX = 4
 BOX_MARGIN_SHARE = 0.2  # around the joints of a person without a mask
-COLLAPSED_SHARE = 0.6  # of the area before: below it the old region stays covered, too
+COLLAPSED_SHARE = 0.6  # of the area before: below it the old region stays covered, too, as long as a lost person
 FACE_JOINTS = 5  # nose, eyes, ears come first in COCO
 HEAD_SHARE = 0.12  # radius of the covered head, of the person's long side
+SPEED_DECAY = 0.9  # per frame: who stops may go on
+SPEED_MAX_SHARE = 0.15  # of the long side per frame: a sprint at 25 frames a second
 SPEED_FACTOR = 1.5  # a lost region grows by this times the speed of the person, and by 1 % of their size per frame
 GROWTH_SHARE = 0.01
 GROWTH_MAX_SHARE = (
@@ -37,11 +40,14 @@ GROWTH_MAX_SHARE = (
 @dataclass(slots=True)
 class _Seen:
     region: PastedAlpha  # hard: 0 or 255
-    centre: tuple[float, float]
+    joints: F32  # (17, 3) as found
+    joint_visible: NDArray[np.bool_]
     long_side: float
     speed_px: float = 0.0  # per frame
     missed: int = 0
     grown_px: float = 0.0
+    whole: PastedAlpha | None = None  # the region before the mask collapsed, covered for some time more
+    whole_frames: int = 0
 
 
 class CoverMemory:
@@ -77,7 +83,7 @@ class CoverMemory:
             self._seen.clear()
         here = {one.person.id: one for one in self._maker.of(result) if one.person.id in self._chosen}
         for person_id, one in here.items():
-            self._seen[person_id] = _updated(self._seen.get(person_id), one, *size)
+            self._seen[person_id] = _updated(self._seen.get(person_id), one, self._frames, *size)
         for person_id in [person_id for person_id in self._seen if person_id not in here]:
             lost = self._seen[person_id]
             lost.missed += 1
@@ -85,28 +91,45 @@ class CoverMemory:
                 del self._seen[person_id]
             else:
                 _grow(lost, *size)
-        return [soft_cover(seen.region, _margin_px(seen.long_side), *size) for seen in self._seen.values()]
+        return [
+            soft_cover(region, _margin_px(seen.long_side), *size)
+            for seen in self._seen.values()
+            for region in (seen.region, seen.whole)
+            if region is not None
+        ]
 
 
-def _updated(before: _Seen | None, one: PersonAlpha, height: int, width: int) -> _Seen:
-    x, y, box_width, box_height = one.person.bbox
+def _updated(before: _Seen | None, one: PersonAlpha, frames: int, height: int, width: int) -> _Seen:
+    person = one.person
+    _, _, box_width, box_height = person.bbox
     now = _Seen(
         region=_region(one, height, width),
-        centre=(x + box_width / 2, y + box_height / 2),
+        joints=person.keypoints,
+        joint_visible=person.joint_visible,
         long_side=max(box_width, box_height),
     )
     if before is None:
         return now
     if not box_width and not box_height:  # neither mask nor joints: somebody is named, nothing says where
-        now.region, now.centre, now.long_side = before.region, before.centre, before.long_side
+        now.region, now.long_side = before.region, before.long_side
         return now
-    if before.missed == 0:
-        step = float(np.hypot(now.centre[0] - before.centre[0], now.centre[1] - before.centre[1]))
-        now.speed_px = max(step, 0.8 * before.speed_px)
-    if cv2.countNonZero(now.region.alpha) < COLLAPSED_SHARE * cv2.countNonZero(before.region.alpha):
-        now.region = _union(now.region, before.region)
-        now.long_side = max(now.long_side, before.long_side)
+    now.speed_px = max(_speed_px(before, now), SPEED_DECAY * before.speed_px)
+    whole = before.region if before.whole is None else before.whole
+    if cv2.countNonZero(now.region.alpha) < COLLAPSED_SHARE * cv2.countNonZero(whole.alpha):
+        now.whole_frames = before.whole_frames + 1
+        if now.whole_frames <= frames:
+            now.whole = whole
+            now.long_side = max(now.long_side, before.long_side)
     return now
+
+
+def _speed_px(before: _Seen, now: _Seen) -> float:
+    """Per frame, from joints seen in both: the box of a mask jumps when somebody steps in front."""
+    both = before.joint_visible & now.joint_visible
+    if before.missed or both.sum() < 3:
+        return before.speed_px
+    steps = np.linalg.norm(now.joints[both, :2] - before.joints[both, :2], axis=1)
+    return min(float(np.median(steps)), SPEED_MAX_SHARE * now.long_side)
 
 
 def _region(one: PersonAlpha, height: int, width: int) -> PastedAlpha:
@@ -143,17 +166,6 @@ def _box_of_joints(person: Person, margin_px: int, height: int, width: int) -> P
     x1 = min(width, int(np.ceil(x + box_width)) + margin_px + 1)
     y1 = min(height, int(np.ceil(y + box_height)) + margin_px + 1)
     return PastedAlpha(x0=x0, y0=y0, alpha=np.full((max(0, y1 - y0), max(0, x1 - x0)), 255, np.uint8))
-
-
-def _union(first: PastedAlpha, second: PastedAlpha) -> PastedAlpha:
-    parts = [one for one in (first, second) if one.alpha.size]
-    if len(parts) < 2:
-        return parts[0] if parts else first
-    boxes = [box_of(one) for one in parts]
-    x0, y0 = min(box[0] for box in boxes), min(box[1] for box in boxes)
-    x1, y1 = max(box[2] for box in boxes), max(box[3] for box in boxes)
-    crops = [crop_of(one, x0, y0, x1, y1) for one in parts]
-    return PastedAlpha(x0=x0, y0=y0, alpha=np.maximum(*crops))
 
 
 def _margin_px(long_side: float) -> int:

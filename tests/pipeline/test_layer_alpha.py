@@ -172,3 +172,13 @@ def test_growing_and_trimming() -> None:
     empty = PastedAlpha(x0=0, y0=0, alpha=np.zeros((0, 0), np.uint8))
     assert not soft_cover(empty, 4, 30, 30).alpha.size
     assert not trimmed(PastedAlpha(x0=2, y0=2, alpha=np.zeros((3, 3), np.uint8))).alpha.size
+
+
+def test_the_region_of_before_is_given_up_after_the_time_of_a_lost_person() -> None:
+    memory = memory_of(frames=5)
+    small: Box = (50.0, 80.0, 60.0, 100.0)
+    covered(memory, result_of({1: PERSON}))
+    kept = [covered(memory, result_of({1: small}, number=number))[40, 55] == 255 for number in range(1, 9)]
+    assert kept == [True] * 5 + [False] * 3
+    full = covered(memory, result_of({1: small}, number=9))
+    assert (full[inside(small)] == 255).all()
