@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from rich.console import Console
 from rich.live import Live
+from rich.logging import RichHandler
 from rich.table import Table
 from rich.text import Text
 
@@ -69,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
         PipelineError, EngineError: what ended the run.
     """
     settings = parse_live_settings(arguments)
-    errors = Console(stderr=True, highlight=False)
+    errors = _console_of_the_log()
     run = LiveRun(settings, announce=announce_on(errors))
     ended = threading.Event()
     with _signals(run):
@@ -88,6 +89,14 @@ def main(arguments: Sequence[str]) -> int:
             out = Console(stderr=settings.json is not None, highlight=False, width=width)
             out.print(summary_table(run))
     return EXIT_OK
+
+
+def _console_of_the_log() -> Console:
+    """The one that log lines go to, so that they appear above the table and not through it."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, RichHandler):
+            return handler.console
+    return Console(stderr=True, highlight=False)
 
 
 @contextlib.contextmanager
@@ -126,7 +135,7 @@ def live_table(snapshots: Sequence[SourceSnapshot]) -> Table:
     """One row per source, as it is now."""
     table = Table()
     for heading in ("", "source", "state", "size"):
-        table.add_column(heading)
+        table.add_column(heading, no_wrap=True, overflow="ellipsis")  # rows that grow would make the table jump
     for heading in ("FPS", "people", "p50 ms", "p95 ms", "frames", "dropped", "reconnects"):
         table.add_column(heading, justify="right")
     for snapshot in snapshots:

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import contextlib
 import http.server
+import resource
+import struct
 import threading
 from dataclasses import fields
 
+import cv2
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -151,3 +156,35 @@ def test_numbers_in_pictures() -> None:
         assert number_of(numbered_picture(number, 64, 192)) == number
     with pytest.raises(ValueError, match="at least 160 x 16"):
         numbered_picture(1, 64, 64)
+
+
+def test_a_jpeg_that_claims_to_be_huge_takes_no_memory() -> None:
+    """Its header says 16000 x 16000, which would be 0.8 GB; FFmpeg itself would go along with that."""
+    ok, small = cv2.imencode(".jpg", np.zeros((64, 64, 3), np.uint8))
+    assert ok
+    jpeg = bytearray(small.tobytes())
+    start = jpeg.index(b"\xff\xc0") + 5
+    jpeg[start : start + 4] = struct.pack(">HH", 16_000, 16_000)
+
+    class Huge(Looping):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+            self.end_headers()
+            part = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n".encode()
+            with contextlib.suppress(OSError):
+                for _ in range(200):
+                    self.wfile.write(part + jpeg + b"\r\n")
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Huge)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        with pytest.raises(SourceError):
+            opened = opener_of(parse_address(f"http://127.0.0.1:{server.server_port}/"), InputOptions())()
+            next(opened.pictures(lambda: False))
+    finally:
+        server.shutdown()
+        server.server_close()
+    grown_mb = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb) / 1e3
+    assert grown_mb < 200
