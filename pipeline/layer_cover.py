@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from kernels.coordinates import F32, U8
 from kernels.mask_paste import PastedAlpha
-from pipeline.layer_alpha import AlphaMaker, PersonAlpha, box_of, crop_of, enlarged, trimmed
+from pipeline.layer_alpha import AlphaMaker, PersonAlpha, box_of, crop_of, enlarged
 from pipeline.layer_options import ChosenPeople
 from pipeline.messages import FrameResult
 from pipeline.person import Person
@@ -138,8 +138,10 @@ def _region(one: PersonAlpha, height: int, width: int) -> PastedAlpha:
     _, _, box_width, box_height = person.bbox
     long_side = max(box_width, box_height)
     head = round(HEAD_SHARE * long_side)
-    certain = trimmed(PastedAlpha(x0=one.alpha.x0, y0=one.alpha.y0, alpha=_at_least(one.alpha.alpha, FAINT)))
-    if not certain.alpha.size:
+    # The mask as the network gave it, too: refining or steadying an edge must not uncover anything.
+    mask = PastedAlpha(x0=person.crop.x0, y0=person.crop.y0, alpha=person.crop.mask.view(np.uint8) * np.uint8(255))
+    certain = _union(PastedAlpha(x0=one.alpha.x0, y0=one.alpha.y0, alpha=_at_least(one.alpha.alpha, FAINT)), mask)
+    if not certain.alpha.any():
         return _box_of_joints(person, round(BOX_MARGIN_SHARE * long_side), height, width)
     if not head or not person.joint_visible[:FACE_JOINTS].any():
         return certain
@@ -156,6 +158,16 @@ def _region(one: PersonAlpha, height: int, width: int) -> PastedAlpha:
 def _at_least(alpha: U8, level: int) -> U8:
     hard: U8 = (alpha >= level).view(np.uint8) * np.uint8(255)
     return hard
+
+
+def _union(first: PastedAlpha, second: PastedAlpha) -> PastedAlpha:
+    parts = [one for one in (first, second) if one.alpha.size]
+    if len(parts) < 2:
+        return parts[0] if parts else first
+    boxes = [box_of(one) for one in parts]
+    x0, y0 = min(box[0] for box in boxes), min(box[1] for box in boxes)
+    x1, y1 = max(box[2] for box in boxes), max(box[3] for box in boxes)
+    return PastedAlpha(x0=x0, y0=y0, alpha=np.maximum(*(crop_of(one, x0, y0, x1, y1) for one in parts)))
 
 
 def _box_of_joints(person: Person, margin_px: int, height: int, width: int) -> PastedAlpha:

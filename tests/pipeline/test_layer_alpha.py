@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels.mask_paste import PastedAlpha
-from pipeline.layer_alpha import AlphaMaker, enlarged, together, trimmed
+from pipeline.layer_alpha import AlphaMaker, PersonAlpha, enlarged, together, trimmed
 from pipeline.layer_cover import CoverMemory, soft_cover, widened
 from pipeline.layer_options import ChosenPeople
 from tests.layer_results import Box, plain_maker, result_of, textured
@@ -132,6 +132,21 @@ def test_a_mask_that_fails_is_replaced_by_the_box_of_the_joints() -> None:
     joints = result_of({1: PERSON}).people[0].keypoints[:, :2]
     assert all(full[round(y), round(x)] == 255 for x, y in joints)
     assert (full == 255).sum() > 0.8 * 30 * 70
+
+
+def test_an_alpha_that_lost_something_uncovers_nothing() -> None:
+    """Refined edges may be wrong: the mask of the network is covered all the same."""
+
+    class Eaten(AlphaMaker):
+        def of(self, result):
+            return [
+                PersonAlpha(person=one.person, alpha=PastedAlpha(x0=50, y0=40, alpha=np.full((9, 9), 255, np.uint8)))
+                for one in super().of(result)
+            ]
+
+    maker = Eaten(mask_threshold=0.5, refine=False, steady=False)
+    full = covered(CoverMemory(maker, ChosenPeople(), frames=5), result_of({1: PERSON}))
+    assert (full[inside(PERSON)] == 255).all()
 
 
 def test_a_mask_that_collapses_keeps_the_region_of_before() -> None:
