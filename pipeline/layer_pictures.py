@@ -195,20 +195,22 @@ class Remover:
     def _scene(self, image: U8, occupied: U8, cover: PastedAlpha) -> U8:
         """What is behind a cover."""
         x0, y0, x1, y1 = box_of(cover)
-        known = self._free_frames[y0:y1, x0:x1] >= FREE_FRAMES
         scene = np.ascontiguousarray(self._background[y0:y1, x0:x1])
+        known = self._free_frames[y0:y1, x0:x1] >= FREE_FRAMES
         if (known | (cover.alpha == 0)).all():
             return scene
         context = max(8, round(FILL_CONTEXT_SHARE * max(y1 - y0, x1 - x0)))
         rows = slice(max(0, y0 - context), y1 + context)
         columns = slice(max(0, x0 - context), x1 + context)
         seen = self._free_frames[rows, columns] >= FREE_FRAMES
-        around = np.where(seen[:, :, None], self._background[rows, columns], image[rows, columns])
+        around = image[rows, columns].copy()
+        cv2.copyTo(np.ascontiguousarray(self._background[rows, columns]), seen.view(np.uint8), around)
         hole = (~seen & (occupied[rows, columns] != 0)).view(np.uint8)
         filled = spread_into_holes(around, hole)
         top, left = y0 - rows.start, x0 - columns.start
-        part = filled[top : top + y1 - y0, left : left + x1 - x0]
-        return np.ascontiguousarray(np.where(known[:, :, None], scene, part))
+        part = np.ascontiguousarray(filled[top : top + y1 - y0, left : left + x1 - x0])
+        cv2.copyTo(scene, known.view(np.uint8), part)
+        return part
 
 
 class NewBackground:
