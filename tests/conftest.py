@@ -47,6 +47,9 @@ def _log_handlers_do_not_leak() -> Iterator[None]:
     root.setLevel(level)
 
 
+MACHINE_MARKERS = ("gpu", "nvcc", "rtsp_server")
+
+
 @functools.cache
 def _missing(marker: str) -> str | None:
     """What this machine lacks for tests with this marker; None where it has everything."""
@@ -72,7 +75,7 @@ def _has_rtsp_server() -> bool:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    for marker in ("gpu", "nvcc", "rtsp_server"):
+    for marker in MACHINE_MARKERS:
         if item.get_closest_marker(marker) and (reason := _missing(marker)):
             if marker == "gpu" and os.environ.get("FAIL_WITHOUT_CUDA") == "1":
                 pytest.fail(f"{reason}, and FAIL_WITHOUT_CUDA=1 asks for one")
@@ -82,7 +85,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """With REQUIRE_ALL_TESTS=1, as `make test` sets it, a skipped test is a failure: nothing passes by not running.
 
-    Excepted are tests marked ``gpu`` or ``nvcc`` on a machine that has none.
+    Excepted are tests marked for what this machine lacks and pip cannot bring (``gpu``, ``nvcc``, ``rtsp_server``).
     """
     if os.environ.get("REQUIRE_ALL_TESTS") != "1" or exitstatus != pytest.ExitCode.OK:
         return
@@ -90,7 +93,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     skipped = [
         report
         for report in (reporter.stats.get("skipped", []) if reporter is not None else [])
-        if not any(marker in report.keywords and _missing(marker) for marker in ("gpu", "nvcc"))
+        if not any(marker in report.keywords and _missing(marker) for marker in MACHINE_MARKERS)
     ]
     if skipped:
         reporter.write_line(f"REQUIRE_ALL_TESTS=1: {len(skipped)} skipped tests count as failed", red=True)
