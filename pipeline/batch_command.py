@@ -76,6 +76,7 @@ def main(arguments: Sequence[str]) -> int:
         workers, threads = _share(settings, len(inputs), found)
         deciding = {**settings.deciding(), "model_files": artifact_digest(artifact.folder), "threads": threads}
         threads = int(job.settle(deciding, overwrite=settings.overwrite)["threads"])
+        workers, _ = _share(settings, len(inputs), found, threads)
         options = WorkerOptions(
             out=out,
             file=FileOptions(
@@ -102,9 +103,10 @@ def main(arguments: Sequence[str]) -> int:
         return _conclude(batch, settings.kinds)
 
 
-def _share(settings: BatchSettings, files: int, found: Resources) -> tuple[int, int]:
+def _share(settings: BatchSettings, files: int, found: Resources, threads: int | None = None) -> tuple[int, int]:
+    """Workers and threads of each; ``threads``: as a run before settled them."""
     workers = None if settings.workers == "auto" else int(settings.workers)
-    return share(found, files, workers=workers, threads=settings.threads, gpu=_on_gpu(settings))
+    return share(found, files, workers=workers, threads=threads or settings.threads, gpu=_on_gpu(settings))
 
 
 def _dry_run(job: JobFolder, inputs: Sequence[BatchInput], settings: BatchSettings) -> int:

@@ -187,8 +187,13 @@ class JobFolder:
         found = _read(self.folder_of(key) / "state.json")
         if found is None:
             return None
-        segments = [Segment(**{**segment, "time_base": tuple(segment["time_base"])}) for segment in found["segments"]]
-        return FileState(**{**found, "segments": segments})
+        try:
+            segments = [Segment(**{**part, "time_base": tuple(part["time_base"])}) for part in found["segments"]]
+            return FileState(**{**found, "segments": segments})
+        except (KeyError, TypeError) as error:
+            raise SettingsError(
+                f"{self.folder_of(key)}: written by another version ({error}): remove it, or add --overwrite"
+            ) from error
 
     def save(self, key: str, state: FileState) -> None:
         """Bring the state to the disk.
@@ -200,9 +205,16 @@ class JobFolder:
         replace_file(self.folder_of(key) / "state.json", json.dumps(asdict(state)).encode())
 
     def names(self) -> dict[str, str]:
-        """Path -> name of all inputs of runs before."""
-        states = (self.load(entry.name) for entry in sorted((self.folder / "files").iterdir()))
-        return {state.path: state.name for state in states if state is not None}
+        """Path -> name of all inputs of runs before whose state can be read."""
+        names = {}
+        for entry in sorted((self.folder / "files").iterdir()):
+            try:
+                state = self.load(entry.name)
+            except SettingsError:  # told when it is its turn, if nobody asks for a new start
+                continue
+            if state is not None:
+                names[state.path] = state.name
+        return names
 
     def fresh(self, item: BatchInput, stat: os.stat_result) -> FileState:
         return FileState(path=item.path, name=item.name, size=stat.st_size, mtime_ns=stat.st_mtime_ns)

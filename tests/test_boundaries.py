@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 import pose2seg
-from pipeline.command_line import make_parser
+from pipeline.batch_settings import BatchSettings
+from pipeline.command_line import make_parser, parser_of
 from pipeline.settings import Settings, flag_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -237,7 +238,8 @@ def test_stream_takes_the_settings_that_make_sense_in_python() -> None:
 
 
 def test_readme_names_only_flags_that_exist() -> None:
-    flags = {flag for action in make_parser()._actions for flag in action.option_strings}
+    parsers = (make_parser(), parser_of(BatchSettings, prog="batch", description="", epilog=""))
+    flags = {flag for parser in parsers for action in parser._actions for flag in action.option_strings}
     commands = re.findall(r"(?:pose2seg|run_stream\.py) .*", (ROOT / "README.md").read_text())
     used = {flag for command in commands for flag in re.findall(r"(?<![\w-])--[a-z-]+", command)}
     assert used

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import json
 import os
 import pty
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -87,21 +90,30 @@ def test_all_outputs(clips, expected, model_folder, tmp_path) -> None:
     assert [line["people"] for line in alone] == [line["people"] for line in lines]  # a plain run says the same
 
 
-def kill_at_random(clips: Path, model: Path, out: Path, kills: int, seed: int) -> int:
-    """Start and kill -9; how many segments were done before the last start."""
+def kill_at_random(clips: Path, model: Path, folder: Path, expected: dict[str, bytes], kills: int, seed: int) -> None:
+    """Start and kill -9 in the middle of the work, so often; whatever is finished on the way must be right."""
     moments = random.Random(seed)
-    most = 0
-    for _ in range(kills):
+    killed = resumed = 0
+    out = folder / "out0"
+    while killed < kills:
+        before = segments_done(out)
         process = subprocess.Popen(command(clips, out, model), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wanted = most + moments.randint(0, 1)
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline and process.poll() is None and segments_done(out) < wanted:
-            time.sleep(0.02)
-        time.sleep(moments.random() * 1.5)
-        process.kill()
-        process.wait()
-        most = max(most, segments_done(out))
-    return most
+        wanted = before + moments.randint(0, 3)
+        while process.poll() is None and segments_done(out) < wanted:
+            time.sleep(0.01)
+        time.sleep(moments.random())
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+            killed += 1
+            resumed += before > 0
+        else:
+            assert process.returncode == 0
+            assert outputs(out) == expected
+            out = folder / f"out{killed}"
+    finish(clips, model, out)
+    assert outputs(out) == expected
+    assert resumed > 0
 
 
 def finish(clips: Path, model: Path, out: Path, *more: str) -> None:
@@ -110,17 +122,13 @@ def finish(clips: Path, model: Path, out: Path, *more: str) -> None:
 
 
 def test_killed_at_random_moments(clips, expected, model_folder, tmp_path) -> None:
-    assert kill_at_random(clips, model_folder, tmp_path / "out", 4, seed=1) > 0
-    finish(clips, model_folder, tmp_path / "out")
-    assert outputs(tmp_path / "out") == expected
+    kill_at_random(clips, model_folder, tmp_path, expected, 4, seed=1)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_killed_at_thirty_random_moments(clips, expected, model_folder, tmp_path) -> None:
-    assert kill_at_random(clips, model_folder, tmp_path / "out", 30, seed=2) > 0
-    finish(clips, model_folder, tmp_path / "out")
-    assert outputs(tmp_path / "out") == expected
+    kill_at_random(clips, model_folder, tmp_path, expected, 30, seed=2)
 
 
 def test_ctrl_c_and_go_on(clips, expected, model_folder, tmp_path) -> None:
@@ -152,6 +160,8 @@ def test_broken_files_among_good_ones(tmp_path, model_folder, capsys) -> None:
     data = write_video(folder / "cut.mp4", 100).read_bytes()
     (folder / "cut.mp4").write_bytes(data[: len(data) * 6 // 10])
     write_video(folder / "z.mp4", 20)
+    for number in range(50):
+        shutil.copy(folder / "z.mp4", folder / f"many{number:02d}.mp4")
     arguments = ["batch", str(folder), "--out", str(tmp_path / "out"), "--model", str(model_folder), "--write", ALL]
     assert main(arguments) == 10
     captured = capsys.readouterr()
@@ -159,7 +169,11 @@ def test_broken_files_among_good_ones(tmp_path, model_folder, capsys) -> None:
     for name in ("text.mp4", "empty.mp4", "frameless.avi"):
         assert f"failed {name}" in captured.err
         assert not list((tmp_path / "out").glob(f"{name}.*"))
-    for name in ("good.mp4", "z.mp4"):
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "report.csv").read_text())))
+    assert [row["file"] for row in rows if row["result"] == "failed"] == ["empty.mp4", "frameless.avi", "text.mp4"]
+    assert all(row["error"] for row in rows[:3])
+    assert sum(row["result"] == "done" for row in rows) == 53
+    for name in ("good.mp4", "z.mp4", "many49.mp4"):
         frames, _ = read_video(tmp_path / "out" / f"{name}.people.mp4")
         assert [number_of(frame) for frame in frames] == list(range(20))
     lines = (tmp_path / "out" / "cut.mp4.jsonl").read_text().splitlines()
@@ -330,3 +344,36 @@ def test_two_batches_do_not_fight(clips, model_folder, tmp_path, capsys) -> None
     assert "another batch is writing" in capsys.readouterr().err
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 10
+
+
+def test_no_model_ends_the_batch(clips, model_folder, tmp_path, capsys) -> None:
+    assert main(command(clips, tmp_path / "out", tmp_path / "nowhere")[2:]) == 4
+    arguments = command(clips, tmp_path / "out", model_folder)[2:]
+    arguments[arguments.index("onnx")] = "tensorrt"
+    assert main(arguments) == 4
+    assert "tensorrt" in capsys.readouterr().err
+
+
+def test_another_number_of_workers_gives_the_same(clips, expected, model_folder, tmp_path) -> None:
+    finish(clips, model_folder, tmp_path / "out", "--workers", "1", "--threads", "1")
+    assert outputs(tmp_path / "out") == expected
+
+
+def test_a_damaged_state(tmp_path, model_folder, capsys) -> None:
+    video = write_video(tmp_path / "in.mp4", 10)
+    arguments = ["batch", str(video), "--out", str(tmp_path / "out"), "--model", str(model_folder), "--write", "json"]
+    assert main(arguments) == 0
+    (state,) = (tmp_path / "out").glob(".pose2seg/files/*/state.json")
+    state.write_text('{"path": "x"}')
+    assert main(arguments) == 2
+    assert "add --overwrite" in capsys.readouterr().err
+    assert main([*arguments, "--overwrite"]) == 0
+
+
+def test_an_input_that_was_changed_is_done_anew(tmp_path, model_folder) -> None:
+    video = write_video(tmp_path / "in.mp4", 10)
+    arguments = ["batch", str(video), "--out", str(tmp_path / "out"), "--model", str(model_folder), "--write", "json"]
+    assert main(arguments) == 0
+    write_video(video, 25)
+    assert main(arguments) == 0
+    assert len((tmp_path / "out" / "in.mp4.jsonl").read_text().splitlines()) == 25
