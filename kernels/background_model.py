@@ -1,7 +1,7 @@
 """The scene without people, learned while they move: what `remove` shows where somebody was.
 
 A px is learned only while nobody is near it, and counts as known after it was free in `FREE_FRAMES` frames in a row:
-one frame in which a person was missed teaches nothing. The camera has to stand still.
+some frames in which a person was missed teach nothing. The camera has to stand still.
 
 Convention: frame px, pictures are uint8 RGB.
 """
@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from kernels.compilation import compiled
 from kernels.coordinates import U8
 
-FREE_FRAMES = 3
+FREE_FRAMES = 10  # of somebody who walks by without being found, little is learned in that time
 FILL_STEP = 4  # holes are filled on a picture this much smaller: what is smooth needs no more
 FILL_STEP_FROM_PX = 64
-LEARNING_STEPS = 8  # a px moves by this part of the difference per frame, by one level at least
+LEARNING_STEPS = 32  # a px moves by this part of the difference per frame, by one level at least
 
 
 def learn_background(background: U8, free_frames: U8, image: U8, covered: U8) -> None:

@@ -32,6 +32,7 @@ SPEED_DECAY = 0.9  # per frame: who stops may go on
 SPEED_MAX_SHARE = 0.15  # of the long side per frame: a sprint at 25 frames a second
 SPEED_FACTOR = 1.5  # a lost region grows by this times the speed of the person, and by 1 % of their size per frame
 GROWTH_SHARE = 0.01
+NEWCOMER_SHARE = 0.5  # of the long side: how far somebody may have come before they were found
 GROWTH_MAX_SHARE = (
     1.0  # of the long side, all frames together: half of it lost people after 15 frames, see docs/layers.md
 )
@@ -67,6 +68,7 @@ class CoverMemory:
         self._seen: dict[int, _Seen] = {}
         self._result: FrameResult | None = None
         self._covers: list[PastedAlpha] = []
+        self._newcomers: list[PastedAlpha] = []
 
     def of(self, result: FrameResult) -> Sequence[PastedAlpha]:
         """What must be covered, with a soft rim outside of what is certain."""
@@ -75,6 +77,11 @@ class CoverMemory:
             self._result = result
         return self._covers
 
+    def newcomers(self, result: FrameResult) -> Sequence[PastedAlpha]:
+        """Where people are who are found for the first time, and where they may have been before, widely."""
+        self.of(result)
+        return self._newcomers
+
     def _made(self, result: FrameResult) -> list[PastedAlpha]:
         frame = result.frame
         size = (frame.height, frame.width)
@@ -82,8 +89,13 @@ class CoverMemory:
         if before is None or (before.clip, before.height, before.width) != (frame.clip, *size):
             self._seen.clear()
         here = {one.person.id: one for one in self._maker.of(result) if one.person.id in self._chosen}
+        self._newcomers = []
         for person_id, one in here.items():
+            known = person_id in self._seen
             self._seen[person_id] = _updated(self._seen.get(person_id), one, self._frames, *size)
+            if not known:
+                new = self._seen[person_id]
+                self._newcomers.append(widened(new.region, round(NEWCOMER_SHARE * new.long_side), *size))
         for person_id in [person_id for person_id in self._seen if person_id not in here]:
             lost = self._seen[person_id]
             lost.missed += 1

@@ -176,6 +176,9 @@ class Remover:
             self._background = np.zeros((*size, 3), np.uint8)
             self._free_frames = np.zeros(size, np.uint8)
             self._clip = frame.clip
+        for region in self._everybody.newcomers(result):  # they may have been taken for a part of the scene
+            x0, y0, x1, y1 = box_of(region)
+            self._free_frames[y0:y1, x0:x1][region.alpha > 0] = 0
         learn_background(self._background, self._free_frames, frame.image, occupied)
         picture = frame.image.copy()
         for cover in self._covers.of(result):

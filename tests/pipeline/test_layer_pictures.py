@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels.alpha_edges import blend_over
+from kernels.background_model import FREE_FRAMES
 from pipeline.errors import SettingsError
 from pipeline.layer_cover import CoverMemory
 from pipeline.layer_options import ChosenPeople
@@ -105,12 +106,25 @@ def test_everybody_else_is_hidden_and_wins_over_the_chosen_one() -> None:
 def test_removed_people_give_way_to_the_scene_seen_before() -> None:
     scene = textured(*SIZE, seed=5)
     remover = Remover(covers(), covers())
-    for number in range(4):
-        remover(result_of({}, number=number, image=scene))
+    start: Box = (110.0, 30.0, 140.0, 100.0)
+    for number in range(FREE_FRAMES + 2):
+        remover(result_of({1: start}, number=number, image=scene))
     with_person = scene.copy()
     with_person[30:100, 20:50] = 255
-    picture = remover(result_of({1: LEFT}, number=4, image=with_person))
-    np.testing.assert_array_equal(picture, scene)
+    picture = remover(result_of({1: LEFT}, number=FREE_FRAMES + 2, image=with_person))
+    rows, columns = slice(20, 110), slice(0, 60)
+    np.testing.assert_array_equal(picture[rows, columns], scene[rows, columns])
+
+
+def test_somebody_who_was_not_found_for_long_is_not_shown_as_scene() -> None:
+    """They were learned as a part of the scene; when they are found at last, that is forgotten around them."""
+    image = np.full((*SIZE, 3), 90, np.uint8)
+    image[30:100, 20:50] = (255, 0, 0)
+    remover = Remover(covers(), covers())
+    for number in range(3 * FREE_FRAMES):
+        remover(result_of({}, number=number, image=image))
+    picture = remover(result_of({1: LEFT}, number=3 * FREE_FRAMES, image=image))
+    assert np.abs(picture.astype(int) - 90).max() <= 2
 
 
 def test_people_who_were_always_there_give_way_to_the_colours_around_them() -> None:
@@ -123,9 +137,9 @@ def test_people_who_were_always_there_give_way_to_the_colours_around_them() -> N
 def test_a_scene_that_changed_is_forgotten() -> None:
     """After a cut nothing of the old scene may come back, also without a new clip."""
     remover = Remover(covers(), covers())
-    for number in range(5):
+    for number in range(FREE_FRAMES + 2):
         remover(result_of({}, number=number, image=np.full((*SIZE, 3), 20, np.uint8)))
-    picture = remover(result_of({1: LEFT}, number=5, image=np.full((*SIZE, 3), 180, np.uint8)))
+    picture = remover(result_of({1: LEFT}, number=FREE_FRAMES + 2, image=np.full((*SIZE, 3), 180, np.uint8)))
     assert np.abs(picture.astype(int) - 180).max() <= 2
 
 
