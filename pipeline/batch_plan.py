@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from pipeline.errors import SettingsError, SinkError
+from pipeline.redaction import redact
 from pipeline.stage1_decode import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 STATE_FOLDER: Final = ".pose2seg"
@@ -153,6 +154,8 @@ def _lines(lines: Iterable[str]) -> Iterator[str]:
 
 def _files_of(entry: str, real_out: str, *, several: bool) -> Iterator[tuple[str, str]]:
     """Paths, each with what it is called below the output folder."""
+    if "://" in entry and not os.path.lexists(entry):
+        raise SettingsError(f"{redact(shown_name(entry))}: a batch reads files: use pose2seg SOURCE, or pose2seg live")
     if os.path.isdir(entry):
         root = os.path.realpath(entry)
         if root == real_out or root.startswith(real_out.rstrip("/") + "/"):

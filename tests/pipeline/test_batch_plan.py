@@ -72,6 +72,12 @@ def test_missing_files_are_inputs_that_will_fail(tmp_path) -> None:
     assert names(plan_inputs([str(tmp_path / "gone.mp4")], tmp_path / "out")) == ["gone.mp4"]
 
 
+def test_addresses_are_no_inputs(tmp_path) -> None:
+    with pytest.raises(SettingsError, match="a batch reads files") as caught:
+        plan_inputs(["rtsp://admin:hunter2@cam/1"], tmp_path / "out")
+    assert "hunter2" not in str(caught.value)
+
+
 def test_outputs_are_no_inputs(tmp_path) -> None:
     touch(tmp_path, "in/a.mp4", "in/out/a.mp4.people.mp4")
     assert names(plan_inputs([str(tmp_path / "in")], tmp_path / "in" / "out")) == ["a.mp4"]
