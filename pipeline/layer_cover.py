@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from kernels.coordinates import F32, U8
 from kernels.mask_paste import PastedAlpha
+from kernels.skeleton import LIMBS
 from pipeline.layer_alpha import AlphaMaker, PersonAlpha, box_of, crop_of, enlarged
 from pipeline.layer_options import ChosenPeople
 from pipeline.messages import FrameResult
@@ -28,6 +29,7 @@ BOX_MARGIN_SHARE = 0.2  # around the joints of a person without a mask
 COLLAPSED_SHARE = 0.6  # of the area before: below it the old region stays covered, too, as long as a lost person
 FACE_JOINTS = 5  # nose, eyes, ears come first in COCO
 HEAD_SHARE = 0.12  # radius of the covered head, of the person's long side
+LIMB_SHARE = 0.06  # thickness of the covered limbs: masks leave out an arm that is stretched away
 SPEED_DECAY = 0.9  # per frame: who stops may go on
 SPEED_MAX_SHARE = 0.15  # of the long side per frame: a sprint at 25 frames a second
 SPEED_FACTOR = 1.5  # a lost region grows by this times the speed of the person, and by 1 % of their size per frame
@@ -145,7 +147,7 @@ def _speed_px(before: _Seen, now: _Seen) -> float:
 
 
 def _region(one: PersonAlpha, height: int, width: int) -> PastedAlpha:
-    """The mask, or the joints' box where there is none, and the head."""
+    """The mask, or the joints' box where there is none, and the limbs and the head."""
     person = one.person
     _, _, box_width, box_height = person.bbox
     long_side = max(box_width, box_height)
@@ -155,15 +157,25 @@ def _region(one: PersonAlpha, height: int, width: int) -> PastedAlpha:
     certain = _union(PastedAlpha(x0=one.alpha.x0, y0=one.alpha.y0, alpha=_at_least(one.alpha.alpha, FAINT)), mask)
     if not certain.alpha.any():
         return _box_of_joints(person, round(BOX_MARGIN_SHARE * long_side), height, width)
-    if not head or not person.joint_visible[:FACE_JOINTS].any():
+    if not head or not person.joint_visible.any():
         return certain
-    points = person.keypoints[:FACE_JOINTS][person.joint_visible[:FACE_JOINTS], :2].mean(axis=0)
-    x, y = (round(float(np.clip(value, 0, limit - 1))) for value, limit in zip(points, (width, height), strict=True))
+    limits = (width - 1, height - 1)
+    joints = np.rint(np.clip(np.nan_to_num(person.keypoints[:, :2]), 0, limits)).astype(np.int64)
+    seen = joints[person.joint_visible]
     x0, y0, x1, y1 = box_of(certain)
-    x0, y0, x1, y1 = min(x0, x - head), min(y0, y - head), max(x1, x + head + 1), max(y1, y + head + 1)
-    x0, y0, x1, y1 = max(0, x0), max(0, y0), min(width, x1), min(height, y1)
+    (left, top), (right, bottom) = seen.min(axis=0) - head, seen.max(axis=0) + head + 1
+    x0, y0 = max(0, min(x0, int(left))), max(0, min(y0, int(top)))
+    x1, y1 = min(width, max(x1, int(right))), min(height, max(y1, int(bottom)))
     crop = crop_of(certain, x0, y0, x1, y1)
-    cv2.circle(crop, (x - x0, y - y0), head, 255, cv2.FILLED)
+    shifted = [(int(x) - x0, int(y) - y0) for x, y in joints]
+    thickness = max(1, round(LIMB_SHARE * long_side))
+    for a, b in LIMBS:
+        if person.joint_visible[a] and person.joint_visible[b]:
+            cv2.line(crop, shifted[int(a)], shifted[int(b)], 255, thickness)
+    face = person.joint_visible[:FACE_JOINTS]
+    if face.any():
+        x, y = (round(float(value)) for value in joints[:FACE_JOINTS][face].mean(axis=0))
+        cv2.circle(crop, (x - x0, y - y0), head, 255, cv2.FILLED)
     return PastedAlpha(x0=x0, y0=y0, alpha=crop)
 
 

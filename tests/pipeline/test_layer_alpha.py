@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -147,6 +149,20 @@ def test_an_alpha_that_lost_something_uncovers_nothing() -> None:
     maker = Eaten(mask_threshold=0.5, refine=False, steady=False)
     full = covered(CoverMemory(maker, ChosenPeople(), frames=5), result_of({1: PERSON}))
     assert (full[inside(PERSON)] == 255).all()
+
+
+def test_an_arm_that_the_mask_leaves_out_is_covered() -> None:
+    result = result_of({1: PERSON})
+    (person,) = result.people
+    keypoints = person.keypoints.copy()
+    keypoints[9, :2] = (110.0, 40.0)  # the left wrist, far to the right
+    result = replace(result, people=(replace(person, keypoints=keypoints),))
+    full = covered(memory_of(), result)
+    elbow = keypoints[7, :2]
+    for share in (0.3, 0.6, 1.0):
+        x, y = elbow + share * (keypoints[9, :2] - elbow)
+        assert full[round(y), round(x)] == 255
+    assert full[90, 110] == 0
 
 
 def test_a_mask_that_collapses_keeps_the_region_of_before() -> None:
