@@ -8,6 +8,7 @@ up to them, which always finds the place.
 
 from __future__ import annotations
 
+import errno
 import heapq
 import logging
 import time
@@ -35,6 +36,7 @@ REMEMBERED: Final = 16
 _BACK_S: Final = (0.0, 10.0)  # how far before the first remembered frame seeks are tried
 _SEARCH_S: Final = 30.0  # of video after a seek; what is not met by then is not met
 _EVERY_ROW: Final = 8  # rows in a checksum: each block of pixels that a codec works on has one
+_NO_ROOM: Final = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 _EARLY_AUDIO_S: Final = 0.2  # audio may start that much before the video; players take the start of AAC for granted
 
 
@@ -317,6 +319,20 @@ def join_video(parts: Sequence[tuple[Path, Fraction]], source: str, origin_s: Fr
     Raises:
         OSError: the target cannot be written.
     """
+    try:
+        return _join(parts, source, origin_s, target, sound=True)
+    except (av.FFmpegError, ValueError) as error:
+        if getattr(error, "errno", None) in _NO_ROOM:
+            raise
+        reason = getattr(error, "strerror", None) or str(error)
+    # What the muxer makes of foreign sound is not known before it has it; the people must not be lost for it.
+    _join(parts, source, origin_s, target, sound=False)
+    return [f"audio left out: it cannot be put into mp4 ({reason})"]
+
+
+def _join(
+    parts: Sequence[tuple[Path, Fraction]], source: str, origin_s: Fraction, target: Path, *, sound: bool
+) -> list[str]:
     warnings: list[str] = []
     with (
         av.open("file:" + str(target), "w", format="mp4", options={"movflags": "faststart"}) as output,
@@ -326,7 +342,7 @@ def join_video(parts: Sequence[tuple[Path, Fraction]], source: str, origin_s: Fr
         video = output.add_stream_from_template(first.streams.video[0])
         video.time_base = first.streams.video[0].time_base
         copied: dict[int, Any] = {}
-        for stream in heard.streams.audio:
+        for stream in heard.streams.audio if sound else ():
             name = stream.codec_context.name if stream.codec_context is not None else "unknown"
             codec = stream.codec_context.codec.canonical_name if stream.codec_context is not None else ""
             if codec not in output.supported_codecs and name not in output.supported_codecs:
@@ -362,6 +378,7 @@ def _video_packets(parts: Sequence[tuple[Path, Fraction]], stream: Any) -> Itera
 
 
 def _audio_packets(container: Any, copied: dict[int, Any], origin_s: Fraction, warnings: list[str]) -> Iterator[_Timed]:
+    last: dict[int, int] = {}
     try:
         for packet in container.demux([container.streams[index] for index in copied]):
             if packet.dts is None or packet.time_base is None:
@@ -370,9 +387,11 @@ def _audio_packets(container: Any, copied: dict[int, Any], origin_s: Fraction, w
             shift = round(origin_s / base)
             packet.dts -= shift
             packet.pts = packet.dts if packet.pts is None else packet.pts - shift
-            if packet.dts * base < -_EARLY_AUDIO_S:
-                continue
-            packet.stream = copied[packet.stream.index]
+            index = packet.stream.index
+            if packet.dts * base < -_EARLY_AUDIO_S or packet.dts <= last.get(index, packet.dts - 1):
+                continue  # the muxer takes rising times only
+            last[index] = packet.dts
+            packet.stream = copied[index]
             yield float(packet.dts * base), 1, packet
     except (av.FFmpegError, OSError) as error:
         warnings.append(f"audio ends early: {getattr(error, 'strerror', None) or error}")

@@ -237,6 +237,20 @@ def test_sound_and_times_are_kept(tmp_path, model) -> None:
     assert shift == pytest.approx(np.full(len(shift), before[0]), abs=2e-3)
 
 
+def test_sound_that_cannot_be_copied_does_not_cost_the_video(tmp_path, model, monkeypatch) -> None:
+    def refuse(*arguments):
+        raise av.error.ArgumentError(22, "Invalid argument")
+        yield
+
+    source = write_with_sound(tmp_path / "in.mp4", seconds=2.0)
+    monkeypatch.setattr("pipeline.batch_video._audio_packets", refuse)
+    results(source, tmp_path / "out", model, 1.0)
+    with av.open(str(tmp_path / "out" / "in.mp4.people.mp4")) as container:
+        assert [stream.type for stream in container.streams] == ["video"]
+    (state,) = (tmp_path / "out").glob(".pose2seg/files/*/state.json")
+    assert json.loads(state.read_text())["warnings"] == ["audio left out: it cannot be put into mp4 (Invalid argument)"]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_ten_minutes_of_everything_at_once(tmp_path, model) -> None:
