@@ -1,7 +1,7 @@
 """Make the picture of the layers in README.md: one frame of the demo clip, once for each layer.
 
     python examples/make_demo_clip.py out/demo_input.mp4
-    python examples/make_layers_picture.py out/demo_input.mp4 docs/images/layers.jpg
+    python -m examples.make_layers_picture out/demo_input.mp4 docs/images/layers.jpg
 
 The frame comes late in the clip, so that `remove` has seen some of the scene behind the people.
 """
