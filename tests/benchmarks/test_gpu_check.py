@@ -96,6 +96,15 @@ def test_the_report_names_what_is_unproven() -> None:
     assert "| 4 | 8 | 4000.0 |" in text
 
 
+def test_the_parity_step_holds_every_test_for_a_gpu() -> None:
+    files = gpu_check.gpu_test_files()
+    assert {"tests/kernels/test_affine_align_native.py", "tests/engines/test_torch_device.py"} <= set(files)
+    arguments = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", "--collect-only", *files]
+    listed = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    assert listed.returncode == 0, listed.stdout[-2000:]
+    assert sum("::" in line for line in listed.stdout.splitlines()) > 200
+
+
 def test_the_steps_are_commands_that_exist(tmp_path) -> None:
     """Modules and scripts of every step are there: a renamed one would only be noticed on a GPU otherwise."""
     names = set()
