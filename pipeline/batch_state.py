@@ -243,10 +243,12 @@ class JobFolder:
 def replace_file(path: Path, data: bytes) -> None:
     """Write a file so that after a crash there is the old or the new one.
 
+    One process at a time writes a file (jobs and inputs are locked): what a killed one left beside it is written over.
+
     Raises:
         SinkError: there is no room, or it may not be written.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = path.with_name(f".{path.name}.new")
     try:
         with beside.open("wb", buffering=0) as file:
             write_whole(file, data, path)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.batch_plan import plan_inputs, require_inside, safe_name
+from pipeline.batch_state import replace_file
 from pipeline.errors import SettingsError, SinkError
 
 
@@ -123,3 +127,17 @@ def test_a_link_out_of_the_folder(tmp_path) -> None:
     require_inside(tmp_path / "out" / "other", tmp_path / "out")
     with pytest.raises(SinkError, match="lies outside"):
         require_inside(tmp_path / "out" / "sub" / "x", tmp_path / "out")
+
+
+def test_what_a_killed_process_left_beside_a_file_does_not_stay(tmp_path) -> None:
+    path = tmp_path / "report.html"
+    killed = "import os; os.fsync = lambda number: os._exit(9)\n"
+    killed += "from pathlib import Path; from pipeline.batch_state import replace_file\n"
+    killed += "replace_file(Path('report.html'), b'never in place')"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    done = subprocess.run([sys.executable, "-c", killed], cwd=tmp_path, env=environment, timeout=60, check=False)
+    assert done.returncode == 9
+    assert len(list(tmp_path.iterdir())) == 1 and not path.exists()
+    replace_file(path, b"whole")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]
+    assert path.read_bytes() == b"whole"
