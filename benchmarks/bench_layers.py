@@ -27,10 +27,10 @@ from pycocotools import mask as coco_mask
 
 import pose2seg
 from benchmarks.measure import Row, report, summarise
-from pipeline.layer_alpha import AlphaMaker, together
-from pipeline.layer_cover import CoverMemory
-from pipeline.layer_options import ChosenPeople
-from pipeline.layer_sinks import LayerSink, make_layer_sinks
+from pipeline.layers.alpha import AlphaMaker, together
+from pipeline.layers.cover import CoverMemory
+from pipeline.layers.options import ChosenPeople
+from pipeline.layers.sinks import LayerSink, make_layer_sinks
 from pipeline.messages import FrameResult
 from pipeline.settings import Settings
 

@@ -17,10 +17,10 @@ import cv2
 import numpy as np
 
 import pose2seg
-from pipeline.layer_alpha import AlphaMaker
-from pipeline.layer_cover import CoverMemory
-from pipeline.layer_options import ChosenPeople
-from pipeline.layer_pictures import NewBackground, Remover, blur, cutout, matte, outline, pixelate
+from pipeline.layers.alpha import AlphaMaker
+from pipeline.layers.cover import CoverMemory
+from pipeline.layers.options import ChosenPeople
+from pipeline.layers.pictures import NewBackground, Remover, blur, cutout, matte, outline, pixelate
 from pipeline.overlay import draw_text
 
 COLUMNS, TILE_WIDTH, GAP = 3, 400, 6

@@ -22,8 +22,8 @@ from engines.device import FRAMES_PER_CALL, Device, device_of
 from kernels.pose_decoding import DecodeParameters
 from pipeline.contact_sheet import ContactSheetSink
 from pipeline.errors import SettingsError
-from pipeline.layer_options import read_background
-from pipeline.layer_sinks import make_layer_sinks
+from pipeline.layers.options import read_background
+from pipeline.layers.sinks import make_layer_sinks
 from pipeline.protocols import Sink, Source
 from pipeline.runtime import STAGE_JOIN_S, Pipeline
 from pipeline.settings import Settings

@@ -29,11 +29,11 @@ EPILOG = (
 
 
 COMMANDS: Final = {
-    "batch": "pipeline.batch_command",
-    "bench": "pipeline.bench_command",
+    "batch": "pipeline.batch.command",
+    "bench": "pipeline.bench.command",
     "engines": "pipeline.engines_command",
-    "live": "pipeline.live_command",
-    "selftest": "pipeline.selftest_command",
+    "live": "pipeline.live.command",
+    "selftest": "pipeline.selftest.command",
 }
 """First word of the arguments -> module whose ``main(arguments)`` runs the command and returns the exit code.
 

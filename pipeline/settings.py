@@ -9,7 +9,7 @@ from typing import Any, Literal
 from engines import ENGINE_NAMES, PRECISIONS
 from engines.engine import DEVICE_PATTERN, Precision
 from pipeline.errors import SettingsError
-from pipeline.layer_options import HIDING, LAYER_KINDS, read_background, read_ids, read_layers
+from pipeline.layers.options import HIDING, LAYER_KINDS, read_background, read_ids, read_layers
 from pipeline.redaction import redact
 
 VIDEO_PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower")

@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 
 from engines.device import HostDevice
-from pipeline.layer_alpha import AlphaMaker
+from pipeline.layers.alpha import AlphaMaker
 from pipeline.messages import Frame, FrameResult
 from pipeline.stage5_compose import ComposeStage
 from tests.fakes import masks_of

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import pose2seg
-from pipeline.batch_settings import BatchSettings
+from pipeline.batch.settings import BatchSettings
 from pipeline.command_line import make_parser, parser_of
 from pipeline.settings import Settings, flag_of
 

@@ -10,11 +10,11 @@ from typing import Self
 import pytest
 
 from pipeline.channel import END
-from pipeline.live_run import LiveRun
-from pipeline.live_settings import LiveSettings
-from pipeline.live_source import SourceState
+from pipeline.live.run import LiveRun
+from pipeline.live.settings import LiveSettings
+from pipeline.live.source import SourceState
 from pipeline.metrics import percentile
-from pipeline.selftest_servers import Camera, CameraServer, HttpCameraServer, RtspCameraServer, number_of
+from pipeline.selftest.servers import Camera, CameraServer, HttpCameraServer, RtspCameraServer, number_of
 from tests.fakes import FakeKeypointEngine, fake_model
 
 pytestmark = pytest.mark.timeout(180)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.selftest_servers import Camera, CameraServer, RtspCameraServer
+from pipeline.selftest.servers import Camera, CameraServer, RtspCameraServer
 from tests.clips import number_of, read_video, write_video
 
 pytestmark = pytest.mark.timeout(120)

@@ -12,8 +12,8 @@ from typing import Self
 
 import pytest
 
-from pipeline.live_source import SourceState
-from pipeline.selftest_servers import Camera, Muxed
+from pipeline.live.source import SourceState
+from pipeline.selftest.servers import Camera, Muxed
 from tests.integration.test_live import Watched
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.rtsp_server]

@@ -10,7 +10,7 @@ from typing import Self
 
 import pytest
 
-from pipeline.selftest_servers import Camera, Muxed
+from pipeline.selftest.servers import Camera, Muxed
 from tests.integration.test_live import Watched
 
 pytestmark = pytest.mark.timeout(120)

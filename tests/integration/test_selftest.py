@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from pipeline.selftest_command import CASES, Case, Chaos, NotKept, main, outcome_of, table_of
+from pipeline.selftest.command import CASES, Case, Chaos, NotKept, main, outcome_of, table_of
 
 pytestmark = pytest.mark.timeout(280)
 
@@ -47,7 +47,7 @@ def test_a_broken_promise_is_said_and_ends_with_code_1(capsys, monkeypatch) -> N
         Case(name="good", promise="stands", provoked="pushed", measure=lambda _chaos: "stood"),
         Case(name="bad", promise="stands", provoked="pushed harder", measure=broken),
     )
-    monkeypatch.setattr("pipeline.selftest_command.CASES", cases)
+    monkeypatch.setattr("pipeline.selftest.command.CASES", cases)
     assert main(["--json"]) == 1
     assert [outcome["kept"] for outcome in json.loads(capsys.readouterr().out)] == [True, False]
     assert main(["--case", "good"]) == 0

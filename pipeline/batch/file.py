@@ -1,0 +1,450 @@
+"""One input of a batch, segment after segment, until its outputs are in place.
+
+Segments of a file run in order, and everything that one frame leaves for the next (who is known, smoothed joints, the
+pictures of the sheet) is written at the border and read back behind it, in every run. So it makes no difference whether
+a run was interrupted there.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import IO, Any, Final
+
+import av
+import cv2
+import numpy as np
+
+from engines.device import device_of
+from kernels.coordinates import U8
+from pipeline.batch.plan import BatchInput, is_image, require_inside
+from pipeline.batch.state import FileState, JobFolder, Segment, bring_to_disk, replace_file
+from pipeline.batch.video import Position, SegmentedVideo, SegmentSource, join_video
+from pipeline.build import Model, model_stages
+from pipeline.contact_sheet import ContactSheetSink
+from pipeline.errors import PipelineError, SinkError, SourceError
+from pipeline.messages import FrameResult
+from pipeline.protocols import Sink
+from pipeline.runtime import Pipeline
+from pipeline.settings import Settings
+from pipeline.stage3_affine import AffineStage
+from pipeline.stage5_compose import ComposeStage
+from pipeline.stage6_sinks import JsonLinesSink, WriteStage, close_output, create_output, sink_error, write_whole
+from pipeline.video_output import VideoSink
+
+log = logging.getLogger(__name__)
+
+ENCODER_THREADS: Final = 1  # x264 makes other bits of the same frames with other numbers of threads
+PICTURE_WIDTH: Final = 320  # px, in the report
+_PART: Final = {"video": ".mp4", "json": ".jsonl", "coco": ".coco"}
+
+
+class Interrupted(Exception):
+    """The batch is to end; the segment in work is thrown away."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileProgress:
+    """Where an input is: frames and people so far, frames expected, finished segments."""
+
+    frames: int
+    people: int
+    total: int | None
+    segments: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileOptions:
+    """What to do with each input.
+
+    Attributes:
+        settings: of the model and of what is written; its source and outputs are not used.
+        write: kinds of `pipeline.batch.plan.OUTPUT_SUFFIXES`.
+        segment_s: see `pipeline.batch.video.SegmentedVideo`.
+        overwrite: replace outputs that are not of this job.
+    """
+
+    settings: Settings
+    write: tuple[str, ...]
+    segment_s: float
+    overwrite: bool = False
+
+
+def process_file(
+    item: BatchInput,
+    job: JobFolder,
+    model: Model,
+    options: FileOptions,
+    *,
+    report: Callable[[FileProgress], None],
+    stop: Callable[[], bool] = bool,
+) -> FileState:
+    """Process one input from where it is to its end, and put its outputs into place.
+
+    Args:
+        item: the input.
+        job: where its state is.
+        model: networks; they stay open.
+        options: what to do.
+        report: told after every frame.
+        stop: asked after every frame; True ends with `Interrupted`.
+
+    Raises:
+        Interrupted: see ``stop``; the state is that of the last finished segment.
+        PipelineError, EngineError: the input failed; finished segments stay finished.
+    """
+    with job.file_locked(item.key):
+        return _OneFile(item, job, model, options, report, stop).run()
+
+
+class _OneFile:
+    def __init__(
+        self,
+        item: BatchInput,
+        job: JobFolder,
+        model: Model,
+        options: FileOptions,
+        report: Callable[[FileProgress], None],
+        stop: Callable[[], bool],
+    ) -> None:
+        self._item = item
+        self._job = job
+        self._model = model
+        self._options = options
+        self._report = report
+        self._stop = stop
+        self._folder = job.folder_of(item.key)
+        self._state = self._known_state()
+
+    def run(self) -> FileState:
+        state = self._state
+        if state.status == "done":
+            return state
+        if state.status != "publishing":
+            self._refuse_foreign_outputs()
+        if not state.ended:
+            self._process()
+        self._publish()
+        return state
+
+    def _known_state(self) -> FileState:
+        if is_image(self._item.path):
+            raise SourceError(
+                f"{self._item.name}: expected a video, this is a picture: use pose2seg SOURCE for pictures"
+            )
+        try:
+            stat = Path(self._item.path).stat()
+        except OSError as error:
+            raise SourceError(
+                f"{self._item.name}: cannot be read ({error.strerror}): check path and permissions"
+            ) from error
+        state = self._job.load(self._item.key)
+        if state is not None and state.status == "failed":
+            state.status, state.error = "running", ""
+        if state is None or not state.is_of(stat) or not self._is_usable(state):
+            ours = state is not None and (state.replaces or state.status in {"done", "publishing"})
+            self._job.forget(self._item.key)
+            state = self._job.fresh(self._item, stat)
+            state.replaces = ours or self._options.overwrite
+            self._job.save(self._item.key, state)
+        return state
+
+    def _is_usable(self, state: FileState) -> bool:
+        if state.status == "done":
+            return all(self._item.output(self._job.out, kind).is_file() for kind in self._options.write)
+        return self._job.parts_are_whole(self._item.key, state)
+
+    def _refuse_foreign_outputs(self) -> None:
+        for kind in self._options.write:
+            path = self._item.output(self._job.out, kind)
+            require_inside(path.parent, self._job.out)
+            if path.exists() and not self._state.replaces:
+                raise SinkError(f"{path}: exists already and is not of this batch: move it away or add --overwrite")
+
+    def _process(self) -> None:
+        state = self._state
+        resume = state.resume
+        position = Position.of_state(resume["position"]) if resume is not None else None
+        video = SegmentedVideo(
+            self._item.path, shown=self._item.name, segment_s=self._options.segment_s, position=position
+        )
+        try:
+            while video.has_more():
+                self._segment(video)
+            if not state.segments:
+                raise SourceError(f"{self._item.name}: expected at least one video frame, found none: try another copy")
+            state.ended, state.lost = True, video.frames_lost
+            if state.lost:
+                state.warnings.append(f"{state.lost} frames lost: the file is cut or damaged")
+            self._job.save(self._item.key, state)
+        finally:
+            video.close()
+
+    def _segment(self, video: SegmentedVideo) -> None:
+        state, settings = self._state, self._options.settings
+        number = len(state.segments)
+        started = time.monotonic()
+        device = device_of(self._model.keypoint_engine, self._model.segment_engine, frames_per_call=settings.batch)
+        keypoints, affine, segment = model_stages(settings, self._model, device)
+        compose = ComposeStage(
+            device,
+            mask_threshold=settings.mask_threshold,
+            draw="video" in self._options.write,
+            smooth_joints=settings.smooth_joints,
+        )
+        sheet = ContactSheetSink(self._folder / "sheet.png", overwrite=True)
+        self._restore(affine, compose, sheet)
+        parts = {kind: self._folder / f"{number:06d}{_PART[kind]}" for kind in self._options.write if kind in _PART}
+        sinks = self._sinks(parts, video)
+        source = SegmentSource(video, self._item.name)
+        pipeline = Pipeline(
+            source,
+            [KeptOpen(keypoints), affine, KeptOpen(segment), compose, WriteStage([*sinks, _Unfinished(sheet)])],
+            queue_depth=max(settings.queue_depth, device.frames_per_call),
+        )
+        first: FrameResult | None = None
+        frames = people = 0
+        before_frames, before_people, total = state.frames, state.people, video.frame_total
+        for result in pipeline.results():
+            first = result if first is None else first
+            frames += 1
+            people += len(result.people)
+            self._report(
+                FileProgress(frames=before_frames + frames, people=before_people + people, total=total, segments=number)
+            )
+            if self._stop():
+                raise Interrupted
+        if first is None or not source.ended:
+            raise SourceError(f"{self._item.name}: segment {number} gave no frames: try another copy")
+        pictures = self._save_sheet(sheet, number)
+        base = first.frame.time_base
+        state.segments.append(
+            Segment(
+                frames=frames,
+                people=people,
+                seconds=time.monotonic() - started,
+                first_pts=first.frame.pts,
+                time_base=(base.numerator, base.denominator),
+                parts={path.name: _size_on_disk(path) for path in parts.values()},
+            )
+        )
+        state.resume = {
+            "position": video.position.to_state(),
+            "tracker": affine.tracker_of(0).to_state(),
+            "smoother": compose.smoother_of(0).to_state(),
+            "sheet": sheet.to_state(),
+            "pictures": pictures,
+        }
+        self._job.save(self._item.key, state)
+        for old in self._folder.glob("pictures-*.png"):
+            if old.name != pictures:
+                old.unlink(missing_ok=True)
+
+    def _sinks(self, parts: dict[str, Path], video: SegmentedVideo) -> list[Sink]:
+        settings = self._options.settings
+        sinks: list[Sink] = []
+        for kind, path in parts.items():
+            if kind == "json":
+                sinks.append(JsonLinesSink(path, overwrite=True))
+            elif kind == "coco":
+                sinks.append(_CocoEntries(path))
+            else:
+                sinks.append(
+                    VideoSink(
+                        path,
+                        overwrite=True,
+                        crf=settings.video_crf,
+                        preset=settings.video_preset,
+                        threads=ENCODER_THREADS,
+                        encoder=settings.video_encoder,
+                        size=video.position.size if self._state.segments else None,
+                    )
+                )
+        return sinks
+
+    def _restore(self, affine: AffineStage, compose: ComposeStage, sheet: ContactSheetSink) -> None:
+        resume = self._state.resume
+        if resume is None:
+            return
+        resume = json.loads(json.dumps(resume))  # what a run that starts here would read
+        affine.tracker_of(0).restore(resume["tracker"])
+        compose.smoother_of(0).restore(resume["smoother"])
+        sheet.restore(resume["sheet"], self._pictures(resume))
+
+    def _pictures(self, resume: dict[str, Any]) -> list[U8]:
+        image = cv2.imread(str(self._folder / resume["pictures"]))
+        if image is None:
+            raise SourceError(f"{self._item.name}: {resume['pictures']} is damaged: add --overwrite to start anew")
+        height = resume["sheet"]["tile"][0]
+        rgb = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        return [np.ascontiguousarray(rgb[top : top + height]) for top in range(0, len(rgb), height)]
+
+    def _save_sheet(self, sheet: ContactSheetSink, number: int) -> str:
+        name = f"pictures-{number:06d}.png"
+        stacked = cv2.cvtColor(np.concatenate(sheet.kept), cv2.COLOR_RGB2BGR)
+        ok, data = cv2.imencode(".png", stacked, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+        if not ok:
+            raise SinkError(f"{self._folder / name}: the picture could not be encoded: report this")
+        replace_file(self._folder / name, data.tobytes())
+        return name
+
+    def _publish(self) -> None:
+        state = self._state
+        resume = state.resume
+        if resume is None:
+            raise RuntimeError("no segment is finished")
+        finished: list[tuple[Path, Path]] = []
+        try:
+            for kind in self._options.write:
+                target = self._item.output(self._job.out, kind)
+                require_inside(target.parent, self._job.out)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                require_inside(target.parent, self._job.out)
+                beside = target.with_name(f".{target.name[:180]}.{self._item.key[:8]}.part{target.suffix}")
+                finished.append((beside, target))
+                self._assemble(kind, beside, resume)
+                bring_to_disk(beside)
+            kept = self._pictures(resume)
+            replace_file(self._folder / "picture.jpg", _report_picture(kept[len(kept) // 2]))
+            state.status = "publishing"
+            self._job.save(self._item.key, state)
+            for beside, target in finished:
+                os.replace(beside, target)
+                bring_to_disk(target.parent)
+        except (OSError, av.FFmpegError) as error:
+            for beside, _ in finished:
+                beside.unlink(missing_ok=True)
+            if isinstance(error, PipelineError):
+                raise
+            path = finished[-1][1] if finished else self._job.out
+            if isinstance(error, OSError):
+                raise sink_error(path, error) from error
+            raise SinkError(f"{path}: cannot be joined ({error}): report this") from error
+        state.status = "done"
+        state.error = ""
+        state.resume = None
+        self._job.save(self._item.key, state)
+        self._job.remove_parts(self._item.key)
+
+    def _assemble(self, kind: str, path: Path, resume: dict[str, Any]) -> None:
+        count = len(self._state.segments)
+        parts = [self._folder / f"{number:06d}{_PART[kind]}" for number in range(count if kind in _PART else 0)]
+        if kind == "json":
+            _join_files(parts, path)
+        elif kind == "coco":
+            _join_entries(parts, path)
+        elif kind == "sheet":
+            path.unlink(missing_ok=True)
+            sheet = ContactSheetSink(path, overwrite=True)
+            sheet.restore(resume["sheet"], self._pictures(resume))
+            sheet.close()
+        else:
+            pts, numerator, denominator = resume["position"]["origin"]
+            origin_s = pts * Fraction(numerator, denominator)
+            starts = [segment.first_pts * Fraction(*segment.time_base) for segment in self._state.segments]
+            timed = [(part, start_s - origin_s) for part, start_s in zip(parts, starts, strict=True)]
+            for warning in join_video(timed, self._item.path, origin_s, path):
+                if warning not in self._state.warnings:
+                    self._state.warnings.append(warning)
+
+
+class KeptOpen:
+    """A stage whose engine serves the next segment, too."""
+
+    def __init__(self, stage: Any) -> None:
+        self._stage = stage
+        self.name: str = stage.name
+
+    @property
+    def batch_limit(self) -> int:
+        return int(self._stage.batch_limit)
+
+    def open(self) -> None:
+        self._stage.open()
+
+    def process(self, item: Any) -> Any:
+        return self._stage.process(item)
+
+    def process_batch(self, items: Any) -> Any:
+        return self._stage.process_batch(items)
+
+    def close(self) -> None:
+        """Whoever opened the model closes it."""
+
+
+class _Unfinished:
+    """A sink that is written at the end of the file, not of the segment."""
+
+    def __init__(self, sink: ContactSheetSink) -> None:
+        self._sink = sink
+
+    def check(self) -> None:
+        self._sink.check()
+
+    def write(self, result: FrameResult) -> None:
+        self._sink.write(result)
+
+    def close(self) -> None:
+        """Goes on in the next segment."""
+
+
+class _CocoEntries:
+    """COCO results of a segment, an entry per line; the image id is the number of the frame, from 1."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: IO[bytes] | None = None
+
+    def check(self) -> None:
+        """The folder is our own."""
+
+    def write(self, result: FrameResult) -> None:
+        if self._file is None:
+            self._file = create_output(self._path, overwrite=True)
+        entries = result.to_coco(result.frame.index + 1)
+        lines = "".join(json.dumps(entry, separators=(",", ":")) + "\n" for entry in entries)
+        write_whole(self._file, lines.encode(), self._path)
+
+    def close(self) -> None:
+        close_output(self._file, self._path)
+
+
+def _size_on_disk(path: Path) -> int:
+    try:
+        bring_to_disk(path)
+        return path.stat().st_size
+    except OSError as error:
+        raise sink_error(path, error) from error
+
+
+def _join_files(parts: list[Path], target: Path) -> None:
+    with target.open("wb") as output:
+        for part in parts:
+            with part.open("rb") as file:
+                while block := file.read(1 << 20):
+                    output.write(block)
+
+
+def _join_entries(parts: list[Path], target: Path) -> None:
+    with target.open("wb") as output:
+        output.write(b"[")
+        separator = b"\n"
+        for part in parts:
+            with part.open("rb") as file:
+                for line in file:
+                    output.write(separator + line.rstrip(b"\n"))
+                    separator = b",\n"
+        output.write(b"\n]\n")
+
+
+def _report_picture(tile: U8) -> bytes:
+    height = max(1, round(PICTURE_WIDTH * tile.shape[0] / tile.shape[1]))
+    small = cv2.resize(tile, (PICTURE_WIDTH, height), interpolation=cv2.INTER_AREA)
+    ok, data = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 80])
+    return data.tobytes() if ok else b""

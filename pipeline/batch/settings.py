@@ -1,0 +1,105 @@
+"""Every option of the batch command. Each field is exactly one flag."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from pipeline.batch.plan import OUTPUT_SUFFIXES
+from pipeline.errors import SettingsError
+from pipeline.settings import Settings, flag_of
+
+#: Options of a single run that mean the same here.
+SHARED = (
+    *("model", "engine", "device", "precision", "threads", "batch", "long_side", "person_threshold"),
+    *("joint_threshold", "smooth_joints", "mask_threshold", "queue_depth", "video_crf", "video_preset"),
+    *("video_encoder", "stats_every_s"),
+)
+#: Options that do not change results.
+_FREE = ("queue_depth", "stats_every_s", "batch")
+
+
+def _option(default: Any, text: str, *, metavar: str | None = None, choices: tuple[str, ...] | None = None) -> Any:
+    return field(default=default, metadata={"help": text, "metavar": metavar, "choices": choices})
+
+
+def _shared(name: str) -> Any:
+    option = next(option for option in fields(Settings) if option.name == name)
+    return field(default=option.default, metadata=option.metadata)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchSettings:
+    """Options of one batch; checked when made.
+
+    Raises:
+        SettingsError: a value is out of range, or two options do not go together.
+    """
+
+    inputs: tuple[str, ...] = field(
+        metadata={
+            "help": "videos, folders with all below them, globs, lists of these (@list or list.txt, a name on each "
+            "line), - for a list on standard input",
+            "metavar": "INPUT",
+            "choices": None,
+        }
+    )
+    out: Path | None = _option(None, "folder of all outputs, mirrored; needed", metavar="DIR")
+    write: str = _option("video,json", f"outputs of each input: some of {','.join(OUTPUT_SUFFIXES)}", metavar="KINDS")
+    workers: str = _option("auto", "processes; auto takes what cores and memory allow", metavar="N")
+    segment_seconds: float = _option(30.0, "an interrupted batch loses at most so much video of a file", metavar="S")
+    overwrite: bool = _option(False, "start anew and replace outputs that exist")
+    retry_failed: bool = _option(False, "try inputs again that failed in the run before")
+    dry_run: bool = _option(False, "probe, measure, estimate and say what would be done")
+    model: Path | None = _shared("model")
+    engine: str = _shared("engine")
+    device: str | None = _shared("device")
+    precision: str = _shared("precision")
+    threads: int | None = _shared("threads")
+    batch: int | None = _shared("batch")
+    long_side: int | None = _shared("long_side")
+    person_threshold: float | None = _shared("person_threshold")
+    joint_threshold: float | None = _shared("joint_threshold")
+    smooth_joints: bool = _shared("smooth_joints")
+    mask_threshold: float = _shared("mask_threshold")
+    queue_depth: int = _shared("queue_depth")
+    video_crf: int = _shared("video_crf")
+    video_preset: str = _shared("video_preset")
+    video_encoder: str = _shared("video_encoder")
+    stats_every_s: float = _shared("stats_every_s")
+
+    def __post_init__(self) -> None:
+        if self.out is None:
+            raise SettingsError("batch needs a folder for its outputs: add --out DIR")
+        unknown = [kind for kind in self.kinds if kind not in OUTPUT_SUFFIXES]
+        if unknown or not self.kinds:
+            allowed = ",".join(OUTPUT_SUFFIXES)
+            raise SettingsError(f"{flag_of('write')} must be some of {allowed}, got {self.write or 'nothing'}")
+        if self.workers != "auto" and not (self.workers.isdecimal() and 1 <= int(self.workers) <= 1024):
+            raise SettingsError(f"{flag_of('workers')} must be auto or a number from 1 to 1024, got {self.workers}")
+        if not 0.1 <= self.segment_seconds <= 86400:
+            raise SettingsError(f"{flag_of('segment_seconds')} must be from 0.1 to 86400, got {self.segment_seconds}")
+        self.of_files()
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What ``--write`` names, each once."""
+        return tuple(dict.fromkeys(kind for kind in self.write.split(",") if kind))
+
+    def of_files(self, threads: int | None = None) -> Settings:
+        """The options of each input's run.
+
+        Args:
+            threads: of a network call; None takes what was said.
+        """
+        values = {name: getattr(self, name) for name in SHARED}
+        if threads is not None:
+            values["threads"] = threads
+        return Settings(source="batch", **values)
+
+    def deciding(self) -> dict[str, Any]:
+        """The options that decide results, as plain JSON values."""
+        values = {name: getattr(self, name) for name in SHARED if name not in _FREE}
+        values["model"] = None if self.model is None else str(self.model.absolute())
+        return {**values, "write": sorted(self.kinds), "segment_seconds": self.segment_seconds}

@@ -1,0 +1,1 @@
+"""`pose2seg bench`: frames a second of this machine; `measure` measures, `command` shows."""

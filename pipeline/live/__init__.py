@@ -1,0 +1,9 @@
+"""`pose2seg live`: cameras and streams that run for ever.
+
+settings, command   the flags and the command
+address             what a source may be, and what its text means
+input, source       one opened connection; one source, opened again whenever it ends
+stream_group        the newest frame of all sources, in turn
+run                 sources, stages and outputs of a run, started and stopped together
+outputs, recording  sinks with a queue and a thread of their own; files that survive a kill
+"""

@@ -1,0 +1,1 @@
+"""`pose2seg selftest`: the promises of live runs, provoked on this machine; `servers` are what breaks."""
