@@ -63,26 +63,54 @@ def _srgb(linear: float) -> float:
     return 12.92 * linear if linear <= 0.0031308 else 1.055 * linear ** (1 / 2.4) - 0.055
 
 
-def draw_people(image: U8, people: Sequence[Person], *, tinted: bool = False) -> None:
+def draw_people(
+    image: U8,
+    people: Sequence[Person],
+    *,
+    tinted: bool = False,
+    masks: bool = True,
+    skeletons: bool = True,
+    labels: bool = True,
+) -> None:
     """Draw on ``image`` (H, W, 3) uint8 RGB in place: tints, contours, skeletons, labels; better people on top.
 
     Args:
         image: the frame.
         people: of the frame.
         tinted: the masks are tinted already, see `engines.device.Device.paste`.
+        masks: tints and contours.
+        skeletons: joints and limbs.
+        labels: id and score.
     """
     scale = max(0.5, math.sqrt(image.shape[0] * image.shape[1]) / _REFERENCE_SIDE_PX)
     ordered = sorted(people, key=lambda person: person.score)
-    if not tinted:
+    if masks and not tinted:
         for person in ordered:
             _tint(image, person)
-    for person in ordered:
-        _draw_contour(image, person, scale)
-    for person in ordered:
-        _draw_skeleton(image, person, scale)
+    if masks:
+        for person in ordered:
+            _draw_contour(image, person, scale)
+    if skeletons:
+        for person in ordered:
+            _draw_skeleton(image, person, scale)
     taken: list[tuple[int, int, int, int]] = []
-    for person in reversed(ordered):
-        _draw_label(image, person, scale, taken)
+    if labels:
+        for person in reversed(ordered):
+            _draw_label(image, person, scale, taken)
+
+
+def highlight_person(image: U8, person: Person) -> None:
+    """A white line with a dark rim around one person on ``image`` (H, W, 3) uint8 RGB, in place; the box if no mask."""
+    scale = max(0.5, math.sqrt(image.shape[0] * image.shape[1]) / _REFERENCE_SIDE_PX)
+    mask = person.crop.mask
+    if mask.any():
+        contours, _ = cv2.findContours(mask.view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        lines = [contour + np.array((person.crop.x0, person.crop.y0), np.int32) for contour in contours]
+    else:
+        x, y, width, height = (round(value) for value in person.bbox)
+        lines = [np.array([[x, y], [x + width, y], [x + width, y + height], [x, y + height]], np.int32)]
+    cv2.polylines(image, lines, True, _OUTLINE, max(3, round(6.0 * scale)), cv2.LINE_AA)
+    cv2.polylines(image, lines, True, (255, 255, 255), max(1, round(3.0 * scale)), cv2.LINE_AA)
 
 
 def _tint(image: U8, person: Person) -> None:

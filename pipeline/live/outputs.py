@@ -13,7 +13,7 @@ from typing import Final, Protocol
 from pipeline.channel import END, Channel, ChannelClosed
 from pipeline.errors import SinkError
 from pipeline.messages import FrameResult
-from pipeline.metrics import RECENT_FRAMES, percentile
+from pipeline.metrics import RECENT_FRAMES, Histogram, HistogramMeter, percentile
 from pipeline.redaction import redact
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,11 @@ class SinkReport:
     written: int
     dropped: dict[str, int]
 
+    def __add__(self, other: SinkReport) -> SinkReport:
+        """Of a sink that was closed and opened anew."""
+        dropped = dict(Counter(self.dropped) + Counter(other.dropped))
+        return SinkReport(name=self.name, written=self.written + other.written, dropped=dropped)
+
 
 class SinkWorker:
     """A sink, its queue and its thread."""
@@ -67,6 +72,11 @@ class SinkWorker:
         self._shown = 0
         self._thread = threading.Thread(target=self._run, name=f"sink {label}", daemon=True)
         self._thread.start()
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return self._label
 
     def offer(self, result: FrameResult) -> None:
         """Never waits."""
@@ -142,12 +152,15 @@ class DispatchStage:
             shared: get the results of all streams.
             clock: the one of `Frame.captured_s`.
         """
-        self._sinks_of = sinks_of
+        self._sinks_of = [list(sinks) for sinks in sinks_of]
+        self._past: list[dict[str, SinkReport]] = [{} for _ in sinks_of]  # of sinks that were detached, by label
+        self._closed = False
         self._shared = shared
         self._clock = clock
         self._lock = threading.Lock()
         self._subscribers: list[tuple[int, Channel[FrameResult]]] = []
         self._latency_ms: list[deque[float]] = [deque(maxlen=RECENT_FRAMES) for _ in sinks_of]
+        self._histograms = [HistogramMeter() for _ in sinks_of]
         self._results = [0] * len(sinks_of)
         self._people = [0] * len(sinks_of)
 
@@ -157,11 +170,14 @@ class DispatchStage:
     def process(self, result: FrameResult) -> FrameResult:
         stream = result.frame.stream
         with self._lock:
-            self._latency_ms[stream].append((self._clock() - result.frame.captured_s) * 1e3)
+            latency_ms = (self._clock() - result.frame.captured_s) * 1e3
+            self._latency_ms[stream].append(latency_ms)
+            self._histograms[stream].record(latency_ms)
             self._results[stream] += 1
             self._people[stream] = len(result.people)
             listeners = [channel for wanted, channel in self._subscribers if wanted == stream]
-        for worker in (*self._sinks_of[stream], *self._shared):
+            workers = [*self._sinks_of[stream], *self._shared]
+        for worker in workers:
             worker.offer(result)
         for channel in listeners:
             try:
@@ -172,7 +188,9 @@ class DispatchStage:
 
     def close(self) -> None:
         """Finish all sinks at the same time."""
-        workers = [worker for workers in (*self._sinks_of, self._shared) for worker in workers]
+        with self._lock:
+            self._closed = True
+            workers = [worker for workers in (*self._sinks_of, self._shared) for worker in workers]
         for worker in workers:
             worker.finish()
         deadline_s = time.monotonic() + CLOSE_S
@@ -182,10 +200,41 @@ class DispatchStage:
             for _, channel in self._subscribers:
                 channel.finish()
 
+    def attach(self, stream: int, worker: SinkWorker) -> bool:
+        """One more sink of a stream, from the next frame on. False: the run is over, and the worker was finished."""
+        with self._lock:
+            if not self._closed:
+                self._sinks_of[stream].append(worker)
+                return True
+        worker.finish()
+        return False
+
+    def detach(self, stream: int, label: str) -> SinkWorker | None:
+        """Take a sink away and let it finish; `SinkWorker.join` waits for that. None: there is none of that label."""
+        with self._lock:
+            found = next((worker for worker in self._sinks_of[stream] if worker.label == label), None)
+            if found is None or self._closed:
+                return None
+            self._sinks_of[stream].remove(found)
+        found.finish()
+        return found
+
+    def keep_report(self, stream: int, report: SinkReport) -> None:
+        """What a detached sink did counts on."""
+        with self._lock:
+            past = self._past[stream]
+            past[report.name] = past[report.name] + report if report.name in past else report
+
+    def has_sink(self, stream: int, label: str) -> bool:
+        with self._lock:
+            return any(worker.label == label for worker in self._sinks_of[stream])
+
     def subscribe(self, stream: int) -> Channel[FrameResult]:
         """A channel that always holds the newest result of a stream; `Channel.hang_up` ends it."""
         channel: Channel[FrameResult] = Channel(f"results of stream {stream}", 1, "drop_oldest")
         with self._lock:
+            if self._closed:
+                channel.finish()
             self._subscribers.append((stream, channel))
         return channel
 
@@ -201,7 +250,18 @@ class DispatchStage:
 
     def sinks(self, stream: int) -> list[SinkReport]:
         """Of one stream."""
-        return [worker.report() for worker in self._sinks_of[stream]]
+        with self._lock:
+            reports = dict(self._past[stream])
+            workers = list(self._sinks_of[stream])
+        for worker in workers:
+            report = worker.report()
+            reports[report.name] = reports[report.name] + report if report.name in reports else report
+        return list(reports.values())
+
+    def latency(self, stream: int) -> Histogram:
+        """From the decoded frame to its result, all frames of one stream."""
+        with self._lock:
+            return self._histograms[stream].histogram()
 
     def shared_sinks(self) -> list[SinkReport]:
         return [worker.report() for worker in self._shared]

@@ -9,7 +9,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Final
@@ -210,6 +210,25 @@ class RecordingSink:
                 self._path.unlink()
         except OSError as error:
             log.debug("%s: %s", self._path, error)
+
+
+class DrawingSink:
+    """Draws people for a sink of a run that draws none; on the sink's own thread, so only while it is there."""
+
+    def __init__(self, sink: RecordingSink) -> None:
+        self._sink = sink
+        self.name = sink.name
+
+    def write(self, result: FrameResult) -> None:
+        """Take one frame.
+
+        Raises:
+            SinkError: see `RecordingSink.write`.
+        """
+        self._sink.write(result if result.drawn is not None else replace(result, drawn=result.overlay()))
+
+    def close(self) -> None:
+        self._sink.close()
 
 
 class LiveJsonSink:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from pipeline.live.outputs import DispatchStage, LiveSink, SinkReport, SinkWorke
 from pipeline.live.recording import (
     FOLDER,
     DiskSpace,
+    DrawingSink,
     LiveJsonSink,
     RecordingOptions,
     RecordingSink,
@@ -35,6 +37,7 @@ from pipeline.live.settings import LiveSettings
 from pipeline.live.source import OPEN_TIMEOUT_S, LiveSource, SourceReport
 from pipeline.live.stream_group import StreamGroup
 from pipeline.messages import FrameResult
+from pipeline.metrics import Histogram, HistogramMeter, StageStats
 from pipeline.runtime import Pipeline
 from pipeline.stage5_compose import ComposeStage
 
@@ -42,7 +45,10 @@ log = logging.getLogger(__name__)
 
 RECORDING_QUEUE: Final = 8  # pictures: a second at most of a slow encoder, and the memory of a few frames
 JSON_QUEUE: Final = 64
+RECORDING_LABEL: Final = "recording of stream {}"
 DRAIN_S: Final = 4.0  # from the wish to stop to the end by force
+STOP_RECORDING_S: Final = 3.0
+NO_FRAMES: Final = HistogramMeter().histogram()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +63,8 @@ class SourceSnapshot:
         waiting_dropped: decoded frames that a newer one replaced before the networks took them.
         p50_ms, p95_ms: from the decoded frame to its result, recent frames.
         sinks: of this source.
+        latency: from the decoded frame to its result, all frames.
+        recording: whether its pictures are being recorded; None: they cannot be, there is no --output-dir.
     """
 
     stream: int
@@ -67,6 +75,8 @@ class SourceSnapshot:
     p50_ms: float
     p95_ms: float
     sinks: tuple[SinkReport, ...]
+    latency: Histogram = NO_FRAMES
+    recording: bool | None = None
 
     @property
     def dropped(self) -> dict[str, int]:
@@ -99,6 +109,8 @@ class LiveRun:
             SinkError: the folder cannot be written.
             EngineError: the model cannot be used.
         """
+        self._settings = settings
+        self._recording_lock = threading.Lock()
         allowed = AllowedUrls(settings.allow_url)
         addresses = read_addresses(settings.sources, allowed)
         self._check_folder(settings)
@@ -196,6 +208,8 @@ class LiveRun:
                     p50_ms=p50_ms,
                     p95_ms=p95_ms,
                     sinks=tuple(self._dispatch.sinks(stream)),
+                    latency=self._dispatch.latency(stream),
+                    recording=self.is_recording(stream),
                 )
             )
         return found
@@ -208,11 +222,42 @@ class LiveRun:
         """The newest result of one stream, again and again; `Channel.hang_up` when it is no longer wanted."""
         return self._dispatch.subscribe(stream)
 
-    def _make_sinks(self, settings: LiveSettings) -> list[list[SinkWorker]]:
-        sinks: list[list[SinkWorker]] = [[] for _ in self.live_sources]
-        if settings.output_dir is None:
-            return sinks
-        self.space = DiskSpace(settings.output_dir, round(settings.keep_free_gb * 1e9))
+    def stages(self) -> list[StageStats]:
+        """How long each stage works and waits, in flow order."""
+        return self.pipeline.stats()
+
+    def is_recording(self, stream: int) -> bool | None:
+        """Whether a recording of this stream is being made; None: it cannot be, there is no folder for it."""
+        if self.space is None:
+            return None
+        return self._dispatch.has_sink(stream, RECORDING_LABEL.format(stream))
+
+    def start_recording(self, stream: int) -> None:
+        """Record this stream from its next frame on, below the run's own folder; does nothing where it is recorded.
+
+        Raises:
+            SettingsError: the run has no folder.
+            SinkError: the run is over.
+        """
+        with self._recording_lock:
+            recording = self.is_recording(stream)
+            if recording is None:
+                raise SettingsError("recordings need a folder: start the run with --output-dir")
+            if not recording and not self._dispatch.attach(stream, self._recording_worker(stream)):
+                raise SinkError("the run is over")
+
+    def stop_recording(self, stream: int) -> None:
+        """End the recording of this stream and wait until its file is whole; does nothing where there is none."""
+        with self._recording_lock:
+            worker = self._dispatch.detach(stream, RECORDING_LABEL.format(stream))
+            if worker is not None:
+                worker.join(time.monotonic() + STOP_RECORDING_S)
+                self._dispatch.keep_report(stream, worker.report())
+
+    def _recording_worker(self, stream: int) -> SinkWorker:
+        settings, space = self._settings, self.space
+        if space is None:
+            raise SettingsError("recordings need a folder: start the run with --output-dir")
         options = RecordingOptions(
             rotate_s=settings.rotate_minutes * 60,
             rotate_bytes=round(settings.rotate_mb * 1e6),
@@ -220,6 +265,15 @@ class LiveRun:
             preset=settings.video_preset,
             encoder=settings.video_encoder,
         )
+        sink = RecordingSink(space.folder / FOLDER.format(stream), space, options)
+        drawing = DrawingSink(sink) if settings.record == "off" else sink
+        return SinkWorker(drawing, RECORDING_LABEL.format(stream), capacity=RECORDING_QUEUE)
+
+    def _make_sinks(self, settings: LiveSettings) -> list[list[SinkWorker]]:
+        sinks: list[list[SinkWorker]] = [[] for _ in self.live_sources]
+        if settings.output_dir is None:
+            return sinks
+        self.space = DiskSpace(settings.output_dir, round(settings.keep_free_gb * 1e9))
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         for stream, workers in enumerate(sinks):
             folder = settings.output_dir / FOLDER.format(stream)
@@ -227,13 +281,7 @@ class LiveRun:
                 SinkWorker(LiveJsonSink(folder / f"{stamp}.jsonl"), f"json of stream {stream}", capacity=JSON_QUEUE)
             )
             if settings.record != "off":
-                workers.append(
-                    SinkWorker(
-                        RecordingSink(folder, self.space, options),
-                        f"recording of stream {stream}",
-                        capacity=RECORDING_QUEUE,
-                    )
-                )
+                workers.append(self._recording_worker(stream))
         return sinks
 
     @staticmethod

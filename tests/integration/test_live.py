@@ -10,11 +10,13 @@ from typing import Self
 import pytest
 
 from pipeline.channel import END
+from pipeline.errors import SettingsError, SinkError
 from pipeline.live.run import LiveRun
 from pipeline.live.settings import LiveSettings
 from pipeline.live.source import SourceState
 from pipeline.metrics import percentile
 from pipeline.selftest.servers import Camera, CameraServer, HttpCameraServer, RtspCameraServer, number_of
+from tests.clips import read_video
 from tests.fakes import FakeKeypointEngine, fake_model
 
 pytestmark = pytest.mark.timeout(180)
@@ -231,3 +233,40 @@ def test_too_large_pictures_are_refused(camera) -> None:
     with CameraServer(camera) as server, Watched(urls(server), camera=camera, max_pixels=128 * 128) as watched:
         watched.wait(lambda: "--max-pixels" in watched.report().source.trouble, "the refusal")
         assert watched.numbers[0] == []
+
+
+@pytest.mark.parametrize("record", ["off", "plain", "drawn"])
+def test_recording_starts_and_stops_while_the_run_goes_on(tmp_path, record) -> None:
+    camera = Camera(height=144, width=256)
+    with CameraServer(camera) as server:
+        address = f"tcp://127.0.0.1:{server.port}"
+        with Watched(address, camera=camera, output_dir=tmp_path, record=record, keep_free_gb=0) as watched:
+            run = watched.run
+            watched.more()
+            assert run.is_recording(0) is (record != "off")
+            run.stop_recording(0)
+            before = len(list(tmp_path.rglob("*.mp4")))
+            assert before == (record != "off")
+            assert run.is_recording(0) is False
+            run.start_recording(0)
+            run.start_recording(0)
+            assert run.sources()[0].recording is True
+            watched.more()
+            run.stop_recording(0)
+            assert len(list(tmp_path.rglob("*.mp4"))) == before + 1
+            for path in tmp_path.rglob("*.mp4"):  # whole while the run goes on
+                shown = [number_of(image) for image in read_video(path)[0]]
+                assert len(shown) > 0
+                assert shown == sorted(set(shown))
+            watched.more()
+    with pytest.raises(SinkError, match="the run is over"):
+        run.start_recording(0)
+
+
+def test_recording_needs_a_folder() -> None:
+    camera = Camera(height=144, width=256)
+    with CameraServer(camera) as server, Watched(f"tcp://127.0.0.1:{server.port}", camera=camera) as watched:
+        assert watched.run.is_recording(0) is None
+        watched.run.stop_recording(0)
+        with pytest.raises(SettingsError, match="start the run with --output-dir"):
+            watched.run.start_recording(0)

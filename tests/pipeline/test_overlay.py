@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from engines.device import HostDevice
-from pipeline.overlay import color_of, draw_people, draw_text, text_size
+from pipeline.overlay import color_of, draw_people, draw_text, highlight_person, text_size
 from pipeline.person import Person
 from pipeline.stage5_compose import ComposeStage
 from tests.fakes import frame, masks_of
@@ -114,3 +114,30 @@ def test_text_fits_its_box_and_is_cut_at_the_border() -> None:
     assert not changed.any()
     draw_text(image, "x", -1000, 10, height=13, color=(0, 0, 0), background=(255, 255, 255))
     draw_text(image, "x", 195, 70, height=13, color=(0, 0, 0), background=(255, 255, 255))
+
+
+def test_each_part_can_be_left_out() -> None:
+    (person,) = people_of(200, 300, (100, 50, 160, 180))
+    parts = {}
+    for part in ("masks", "skeletons", "labels"):
+        image = np.full((200, 300, 3), 90, np.uint8)
+        draw_people(image, [person], **({"masks": False, "skeletons": False, "labels": False} | {part: True}))
+        parts[part] = (image != 90).any(axis=2)
+    assert parts["masks"][60:170, 105:155].all()
+    assert not parts["labels"][60:].any() and parts["labels"][:60].any()
+    assert 0 < parts["skeletons"].sum() < parts["masks"].sum()
+    image = np.full((200, 300, 3), 90, np.uint8)
+    draw_people(image, [person], masks=False, skeletons=False, labels=False)
+    assert (image == 90).all()
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (40, 30), (200, 300), (2160, 3840)])
+def test_highlight_is_a_white_line_around_the_person(height, width) -> None:
+    image = np.full((height, width, 3), 90, np.uint8)
+    people = people_of(height, width, (0.3 * width, 0.3 * height, 0.6 * width, 0.8 * height))
+    for person in people:
+        highlight_person(image, person)
+    if height > 100:
+        assert (image == 255).all(axis=2).any()
+        assert (image[int(0.5 * height), int(0.45 * width)] == 90).all()
+        assert (image[: int(0.2 * height)] == 90).all()

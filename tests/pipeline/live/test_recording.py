@@ -7,11 +7,13 @@ import time
 
 import pytest
 
+from pipeline.channel import END
 from pipeline.errors import SinkError
 from pipeline.live import recording as live_recording
 from pipeline.live.outputs import DispatchStage, SinkWorker
 from pipeline.live.recording import DiskSpace, LiveJsonSink, RecordingOptions, RecordingSink
 from pipeline.messages import FrameResult
+from pipeline.metrics import HISTOGRAM_MS
 from pipeline.video_input import VideoInput
 from tests.clips import number_of, numbered_picture, read_video
 from tests.fakes import frame, masks_of
@@ -234,3 +236,43 @@ def test_a_sink_that_hangs_does_not_hold_up_the_end(monkeypatch, caplog) -> None
     assert quick.closed == 1
     assert "slow: did not take its last frames" in caplog.text
     slow.go_on.set()
+
+
+def test_a_sink_that_comes_and_goes_counts_on(caplog) -> None:
+    first, second = QuickSink(), QuickSink()
+    stage = DispatchStage([[], []])
+    stage.process(result(0))
+    assert stage.attach(0, SinkWorker(first, "recording", capacity=100))
+    assert stage.has_sink(0, "recording") and not stage.has_sink(1, "recording")
+    for index in range(1, 4):
+        stage.process(result(index))
+    worker = stage.detach(0, "recording")
+    assert stage.detach(0, "recording") is None
+    worker.join(time.monotonic() + 10)
+    stage.keep_report(0, worker.report())
+    stage.process(result(4))
+    assert stage.attach(0, SinkWorker(second, "recording", capacity=100))
+    stage.process(result(5))
+    stage.close()
+    assert (first.seen, second.seen, first.closed, second.closed) == ([1, 2, 3], [5], 1, 1)
+    assert [(report.name, report.written) for report in stage.sinks(0)] == [("recording", 4)]
+    late = QuickSink()
+    worker = SinkWorker(late, "late", capacity=1)
+    assert not stage.attach(0, worker)
+    worker.join(time.monotonic() + 10)
+    assert late.closed == 1
+    assert stage.subscribe(0).get() is END
+
+
+def test_latency_of_all_frames_is_counted_in_steps() -> None:
+    now = [0.0]
+    stage = DispatchStage([[]], clock=lambda: now[0])
+    for age_ms in (0.5, 1.0, 1.1, 80.0, 99_000.0):
+        one = result(0)
+        now[0] = one.frame.captured_s + age_ms / 1e3
+        stage.process(one)
+    histogram = stage.latency(0)
+    assert histogram.count == 5
+    assert histogram.sum_ms == pytest.approx(99_082.6, abs=0.01)
+    assert histogram.counts[-1] == 1
+    assert sum(histogram.counts[: HISTOGRAM_MS.index(2.0) + 1]) == 3
