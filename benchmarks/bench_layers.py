@@ -30,7 +30,7 @@ from benchmarks.measure import Row, report, summarise
 from pipeline.layers.alpha import AlphaMaker, together
 from pipeline.layers.cover import CoverMemory
 from pipeline.layers.options import ChosenPeople
-from pipeline.layers.sinks import LayerSink, make_layer_sinks
+from pipeline.layers.sinks import HidingSink, LayerSink, make_layer_sinks
 from pipeline.messages import FrameResult
 from pipeline.settings import Settings
 
@@ -71,11 +71,12 @@ def costs(results: list[FrameResult]) -> dict[str, list[float]]:
             timed("covers of hidden people", lambda result=result: covers.of(result))
             for sink in sinks.values():  # what they share is made before they are timed
                 if isinstance(sink, LayerSink):
-                    sink._paint(result)  # noqa: SLF001
+                    sink.paint(result)
                     break
             for name, sink in sinks.items():
-                if isinstance(sink, LayerSink):
-                    picture = timed(f"{name}: paint", lambda sink=sink, result=result: sink._paint(result))  # noqa: SLF001
+                if isinstance(sink, (LayerSink, HidingSink)):
+                    given = result if isinstance(sink, LayerSink) else sink._covered.of(result)[0]  # noqa: SLF001
+                    picture = timed(f"{name}: paint", lambda sink=sink, given=given: sink.paint(given))
                     timed(
                         f"{name}: write",
                         lambda sink=sink, picture=picture, result=result: sink._writer.write_picture(  # noqa: SLF001

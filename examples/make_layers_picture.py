@@ -18,7 +18,7 @@ import numpy as np
 
 import pose2seg
 from pipeline.layers.alpha import AlphaMaker
-from pipeline.layers.cover import CoverMemory
+from pipeline.layers.covered_frames import CoveredFrames
 from pipeline.layers.options import ChosenPeople
 from pipeline.layers.pictures import NewBackground, Remover, blur, cutout, matte, outline, pixelate
 from pipeline.overlay import draw_text
@@ -46,7 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     maker = AlphaMaker(mask_threshold=0.5, refine=True, steady=True)
     everybody, first = ChosenPeople(), ChosenPeople(ids=frozenset({1}), others=False)
-    covers = CoverMemory(maker, everybody, frames=60)
+    covered = CoveredFrames(maker, everybody, frames=60)
+    others = CoveredFrames(maker, ChosenPeople(ids=frozenset({1})), frames=60)
+    remover = Remover()
     paints = {
         "cutout": cutout(maker, everybody),
         "cutout, --layer-ids 1": cutout(maker, first),
@@ -54,9 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "outline": outline(maker, everybody, alone=False),
         "background, #00b140": NewBackground(maker, everybody, (0, 177, 64)),
         "background, blur": NewBackground(maker, everybody, None),
-        "blur, --layer-ids not:1": blur(CoverMemory(maker, ChosenPeople(ids=frozenset({1})), frames=60)),
-        "pixelate": pixelate(covers),
-        "remove": Remover(covers, covers),
+        "blur, --layer-ids not:1": lambda result: blur(others.of(result)[0]),
+        "pixelate": lambda result: pixelate(covered.of(result)[0]),
+        "remove": lambda result: remover(covered.of(result)[0]),
     }
     pictures: dict[str, np.ndarray] = {}
     for result in pose2seg.stream(options.clip, max_frames=options.frame + 1):

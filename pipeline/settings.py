@@ -62,6 +62,11 @@ class Settings:
     cover_frames: int = _option(
         60, "blur, pixelate and remove cover somebody who is not found for this many frames more", metavar="N"
     )
+    hide_ahead: int = _option(
+        0,
+        "blur, pixelate and remove hold frames back, so that somebody who is found is covered in this many before, too",
+        metavar="N",
+    )
     overwrite: bool = _option(False, "replace outputs that exist")
     show: bool = _option(False, "show the result in a window while it runs")
     model: Path | None = _option(None, "model folder; the one that comes with the package by default", metavar="DIR")
@@ -117,6 +122,7 @@ class Settings:
             ("queue_depth", 1, 256),
             ("video_crf", 0, 51),
             ("cover_frames", 0, None),
+            ("hide_ahead", 0, 250),
         ):
             value = getattr(self, name)
             in_range = value is None or (value >= low and (high is None or value <= high))
@@ -149,6 +155,8 @@ class Settings:
             raise SettingsError("--layer-background is shown by a layer: add --layer background=FILE")
         if self.cover_frames == 0 and any(layer.kind in HIDING for layer in layers):
             raise SettingsError(f"--cover-frames must be 1 or more with --layer {', '.join(HIDING)}, got 0")
+        if self.hide_ahead and not any(layer.kind in HIDING for layer in layers):
+            raise SettingsError(f"--hide-ahead is for layers that hide people: add --layer {'|'.join(HIDING)}=FILE")
 
     def output_paths(self) -> list[tuple[str, Path]]:
         """All files and folders that a run writes, each with the flag that names it."""

@@ -3,7 +3,11 @@
 options         what may be asked for, and what its text means
 alpha           alphas of a frame, made once and shared by all layers
 cover           which regions stay hidden although nobody was found there
+covered_frames  frames with their covers, held back if wanted
 pictures        what each kind of layer paints
 presence_map    where people were, over time
-sinks           layers written to video files and pictures
+files           videos with alpha, mattes, folders of PNG
+per_person      a file for each person
+sinks           all layers of a run, each into its file
+state           what layers remember from frame to frame, as bytes
 """

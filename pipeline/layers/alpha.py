@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -42,26 +43,45 @@ class AlphaMaker:
         self._steady = steady
         self._result: FrameResult | None = None
         self._alphas: list[PersonAlpha] = []
+        self._scene: tuple[int, int] | None = None  # clip and stream of the frame before
         self._gray: U8 | None = None
+        self._alpha_before: dict[int, PastedAlpha] = {}
 
     def of(self, result: FrameResult) -> Sequence[PersonAlpha]:
         """Everybody in the frame, in falling order of score."""
         if result is not self._result:
             self._alphas = self._made(result)
             self._result = result
+            self._scene = (result.frame.clip, result.frame.stream)
+            self._alpha_before = {one.person.id: one.alpha for one in self._alphas} if self._steady else {}
         return self._alphas
+
+    def to_state(self) -> dict[str, Any]:
+        """What the next frame needs; see `pipeline.layers.state`."""
+        if not self._steady:
+            return {}
+        return {
+            "scene": self._scene,
+            "gray": self._gray,
+            "alphas": [[person_id, alpha_state(alpha)] for person_id, alpha in self._alpha_before.items()],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on where `to_state` was called."""
+        if state:
+            self._scene = None if state["scene"] is None else (state["scene"][0], state["scene"][1])
+            self._gray = state["gray"]
+            self._alpha_before = {person_id: alpha_of_state(alpha) for person_id, alpha in state["alphas"]}
 
     def _made(self, result: FrameResult) -> list[PersonAlpha]:
         frame, rois = result.frame, result.masks.rois
         gray: U8 | None = None
         if self._refine or self._steady:
             gray = np.asarray(cv2.cvtColor(frame.image, cv2.COLOR_RGB2GRAY), np.uint8)
-        before = self._result.frame if self._result is not None else None
-        same_scene = before is not None and (before.clip, before.stream) == (frame.clip, frame.stream)
+        same_scene = self._scene == (frame.clip, frame.stream)
         gray_before = self._gray if same_scene and self._steady else None
         if gray is None or gray_before is None or gray_before.shape != gray.shape:
             gray_before = None
-        alpha_before = {one.person.id: one.alpha for one in self._alphas}
         self._gray = gray
         pasted = paste_alpha(
             result.masks.probabilities, rois.roi_from_frame, frame.height, frame.width, threshold=self._mask_threshold
@@ -74,8 +94,8 @@ class AlphaMaker:
             if gray is not None and self._refine and alpha.alpha.size:
                 radius_px = REFINE_RADIUS_ROI_PX / float(scale_of(rois.roi_from_frame[row]))
                 alpha = _refined(alpha, gray, max(REFINE_RADIUS_MIN_PX, round(radius_px)))
-            if gray is not None and gray_before is not None and person.id in alpha_before:
-                alpha = _steadied(alpha, alpha_before[person.id], gray, gray_before)
+            if gray is not None and gray_before is not None and person.id in self._alpha_before:
+                alpha = _steadied(alpha, self._alpha_before[person.id], gray, gray_before)
             alphas.append(PersonAlpha(person=person, alpha=alpha))
         return alphas
 
@@ -97,6 +117,16 @@ def _steadied(alpha: PastedAlpha, before: PastedAlpha, gray: U8, gray_before: U8
     new, old = (crop_of(one, x0, y0, x1, y1) for one in (alpha, before))
     steady = steady_alpha(new, old, change_between(gray[rows, columns], gray_before[rows, columns]))
     return trimmed(PastedAlpha(x0=x0, y0=y0, alpha=steady))
+
+
+def alpha_state(alpha: PastedAlpha) -> list[Any]:
+    """For `pipeline.layers.state`."""
+    return [alpha.x0, alpha.y0, alpha.alpha]
+
+
+def alpha_of_state(state: list[Any]) -> PastedAlpha:
+    """What `alpha_state` was given."""
+    return PastedAlpha(x0=state[0], y0=state[1], alpha=state[2])
 
 
 def box_of(alpha: PastedAlpha) -> tuple[int, int, int, int]:

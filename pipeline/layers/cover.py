@@ -2,13 +2,16 @@
 
 Whatever is not certain counts as somebody: a person who is not found in a frame stays covered where they were, in a
 region that grows as fast as they moved; a mask that collapses keeps the region of before; a person without a mask is
-covered by the box of their joints, and the head always is. What was never found is never covered.
+covered by the box of their joints, and the head always is. What was never found is never covered, but somebody who is
+found later may be covered in the frames before: `pipeline.layers.covered_frames`.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,9 +20,9 @@ from numpy.typing import NDArray
 from kernels.coordinates import F32, U8
 from kernels.mask_paste import PastedAlpha
 from kernels.skeleton import LIMBS
-from pipeline.layers.alpha import AlphaMaker, PersonAlpha, box_of, crop_of, enlarged
+from pipeline.layers.alpha import AlphaMaker, PersonAlpha, alpha_of_state, alpha_state, box_of, crop_of, enlarged
 from pipeline.layers.options import ChosenPeople
-from pipeline.messages import FrameResult
+from pipeline.messages import Frame, FrameResult
 from pipeline.person import Person
 
 FAINT = 32  # alpha from which a px is taken for a part of the person
@@ -34,10 +37,9 @@ SPEED_DECAY = 0.9  # per frame: who stops may go on
 SPEED_MAX_SHARE = 0.15  # of the long side per frame: a sprint at 25 frames a second
 SPEED_FACTOR = 1.5  # a lost region grows by this times the speed of the person, and by 1 % of their size per frame
 GROWTH_SHARE = 0.01
-NEWCOMER_SHARE = 0.5  # of the long side: how far somebody may have come before they were found
-GROWTH_MAX_SHARE = (
-    1.0  # of the long side, all frames together: half of it lost people after 15 frames, see docs/layers.md
-)
+# Of the long side, all frames together: half of it lost people after 15 frames, see docs/layers.md
+GROWTH_MAX_SHARE = 1.0
+USUAL_OF = 15  # distances between frames whose median is the usual one
 
 
 @dataclass(slots=True)
@@ -46,11 +48,21 @@ class _Seen:
     joints: F32  # (17, 3) as found
     joint_visible: NDArray[np.bool_]
     long_side: float
-    speed_px: float = 0.0  # per frame
-    missed: int = 0
+    speed_px: float | None = None  # per step; None: found once so far
+    missed: int = 0  # frames
+    steps: int = 0  # as `missed`, with the frames that were left out in between
     grown_px: float = 0.0
     whole: PastedAlpha | None = None  # the region before the mask collapsed, covered for some time more
     whole_frames: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Newcomer:
+    """Somebody who is found for the first time: where (0 or 255), and their long side in px."""
+
+    person_id: int
+    region: PastedAlpha
+    long_side: float
 
 
 class CoverMemory:
@@ -70,7 +82,11 @@ class CoverMemory:
         self._seen: dict[int, _Seen] = {}
         self._result: FrameResult | None = None
         self._covers: list[PastedAlpha] = []
-        self._newcomers: list[PastedAlpha] = []
+        self._newcomers: list[Newcomer] = []
+        self._scene: tuple[int, int, int] | None = None  # clip, height and width of the frame before
+        self._time_s = 0.0
+        self._distances_s: deque[float] = deque(maxlen=USUAL_OF)
+        self.steps = 1
 
     def of(self, result: FrameResult) -> Sequence[PastedAlpha]:
         """What must be covered, with a soft rim outside of what is certain."""
@@ -79,41 +95,123 @@ class CoverMemory:
             self._result = result
         return self._covers
 
-    def newcomers(self, result: FrameResult) -> Sequence[PastedAlpha]:
-        """Where people are who are found for the first time, and where they may have been before, widely."""
+    def newcomers(self, result: FrameResult) -> Sequence[Newcomer]:
+        """People who are found for the first time."""
         self.of(result)
         return self._newcomers
+
+    def speed_of(self, person_id: int) -> float | None:
+        """In px per step; None where it is not known."""
+        return self._seen[person_id].speed_px if person_id in self._seen else None
+
+    def to_state(self) -> dict[str, Any]:
+        """What the next frame needs; see `pipeline.layers.state`."""
+        people = [[person_id, _seen_state(seen)] for person_id, seen in self._seen.items()]
+        distances_s = list(self._distances_s)
+        return {"people": people, "scene": self._scene, "time_s": self._time_s, "distances_s": distances_s}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on where `to_state` was called."""
+        self._seen = {person_id: _seen_of_state(seen) for person_id, seen in state["people"]}
+        scene = state["scene"]
+        self._scene = None if scene is None else (scene[0], scene[1], scene[2])
+        self._time_s = state["time_s"]
+        self._distances_s.extend(state["distances_s"])
 
     def _made(self, result: FrameResult) -> list[PastedAlpha]:
         frame = result.frame
         size = (frame.height, frame.width)
-        before = self._result.frame if self._result is not None else None
-        if before is None or (before.clip, before.height, before.width) != (frame.clip, *size):
-            self._seen.clear()
+        self._follow(frame)
         here = {one.person.id: one for one in self._maker.of(result) if one.person.id in self._chosen}
         self._newcomers = []
         for person_id, one in here.items():
             known = person_id in self._seen
-            self._seen[person_id] = _updated(self._seen.get(person_id), one, self._frames, *size)
+            self._seen[person_id] = _updated(self._seen.get(person_id), one, self._frames, self.steps, *size)
             if not known:
                 new = self._seen[person_id]
-                self._newcomers.append(widened(new.region, round(NEWCOMER_SHARE * new.long_side), *size))
+                self._newcomers.append(Newcomer(person_id=person_id, region=new.region, long_side=new.long_side))
         for person_id in [person_id for person_id in self._seen if person_id not in here]:
             lost = self._seen[person_id]
-            lost.missed += 1
+            lost.missed += 1  # frames that were looked at: whoever comes after a gap is not given up before that
+            lost.steps += self.steps
             if lost.missed > self._frames:
                 del self._seen[person_id]
             else:
                 _grow(lost, *size)
         return [
-            soft_cover(region, _margin_px(seen.long_side), *size)
+            soft_cover(region, margin_px(seen.long_side), *size)
             for seen in self._seen.values()
             for region in (seen.region, seen.whole)
             if region is not None
         ]
 
+    def _follow(self, frame: Frame) -> None:
+        """How many usual distances the frame lies behind the one before; regions of another picture size are scaled."""
+        before, self._scene = self._scene, (frame.clip, frame.height, frame.width)
+        if before is None or before[0] != frame.clip:
+            self._seen.clear()
+            self._distances_s.clear()
+            self.steps = 1
+        else:
+            distance_s = frame.pts_s - self._time_s
+            if distance_s > 0:
+                self._distances_s.append(distance_s)
+            usual_s = float(np.median(self._distances_s)) if self._distances_s else 0.0
+            self.steps = max(1, round(distance_s / usual_s)) if usual_s > 0 else 1
+            if before != self._scene:
+                scale = (frame.width / before[2], frame.height / before[1])
+                self._seen = {person_id: _scaled(seen, scale, frame) for person_id, seen in self._seen.items()}
+        self._time_s = frame.pts_s
 
-def _updated(before: _Seen | None, one: PersonAlpha, frames: int, height: int, width: int) -> _Seen:
+
+def _scaled(seen: _Seen, scale: tuple[float, float], frame: Frame) -> _Seen:
+    """The same person in a picture of another size: a source that changes its resolution shows the same scene."""
+    larger = max(scale)
+    joints = seen.joints.copy()
+    joints[:, :2] *= np.array(scale, np.float32)
+    return replace(
+        seen,
+        region=_scaled_region(seen.region, scale, frame),
+        whole=None if seen.whole is None else _scaled_region(seen.whole, scale, frame),
+        joints=joints,
+        long_side=seen.long_side * larger,
+        speed_px=None if seen.speed_px is None else seen.speed_px * larger,
+        grown_px=seen.grown_px * larger,
+    )
+
+
+def _scaled_region(region: PastedAlpha, scale: tuple[float, float], frame: Frame) -> PastedAlpha:
+    if not region.alpha.size:
+        return region
+    x0, y0, x1, y1 = box_of(region)
+    x0, y0 = min(frame.width - 1, int(x0 * scale[0])), min(frame.height - 1, int(y0 * scale[1]))
+    x1, y1 = min(frame.width, int(np.ceil(x1 * scale[0]))), min(frame.height, int(np.ceil(y1 * scale[1])))
+    size = (max(1, x1 - x0), max(1, y1 - y0))
+    scaled = np.asarray(cv2.resize(region.alpha, size, interpolation=cv2.INTER_LINEAR), np.uint8)
+    return PastedAlpha(x0=x0, y0=y0, alpha=(scaled > 0).view(np.uint8) * np.uint8(255))
+
+
+def _seen_state(seen: _Seen) -> dict[str, Any]:
+    return {
+        "region": alpha_state(seen.region),
+        "joints": seen.joints,
+        "joint_visible": seen.joint_visible,
+        "long_side": seen.long_side,
+        "speed_px": seen.speed_px,
+        "missed": seen.missed,
+        "steps": seen.steps,
+        "grown_px": seen.grown_px,
+        "whole": None if seen.whole is None else alpha_state(seen.whole),
+        "whole_frames": seen.whole_frames,
+    }
+
+
+def _seen_of_state(state: dict[str, Any]) -> _Seen:
+    whole = None if state["whole"] is None else alpha_of_state(state["whole"])
+    return _Seen(**{**state, "region": alpha_of_state(state["region"]), "whole": whole})
+
+
+def _updated(before: _Seen | None, one: PersonAlpha, frames: int, steps: int, height: int, width: int) -> _Seen:
     person = one.person
     _, _, box_width, box_height = person.bbox
     now = _Seen(
@@ -127,7 +225,9 @@ def _updated(before: _Seen | None, one: PersonAlpha, frames: int, height: int, w
     if not box_width and not box_height:  # neither mask nor joints: somebody is named, nothing says where
         now.region, now.long_side = before.region, before.long_side
         return now
-    now.speed_px = max(_speed_px(before, now), SPEED_DECAY * before.speed_px)
+    speed_px = _speed_px(before, now, steps)
+    if speed_px is not None:
+        now.speed_px = max(speed_px, SPEED_DECAY * (before.speed_px or 0.0))
     whole = before.region if before.whole is None else before.whole
     if cv2.countNonZero(now.region.alpha) < COLLAPSED_SHARE * cv2.countNonZero(whole.alpha):
         now.whole_frames = before.whole_frames + 1
@@ -137,13 +237,13 @@ def _updated(before: _Seen | None, one: PersonAlpha, frames: int, height: int, w
     return now
 
 
-def _speed_px(before: _Seen, now: _Seen) -> float:
-    """Per frame, from joints seen in both: the box of a mask jumps when somebody steps in front."""
+def _speed_px(before: _Seen, now: _Seen, frame_steps: int) -> float | None:
+    """Per step, from joints seen in both: the box of a mask jumps when somebody steps in front."""
     both = before.joint_visible & now.joint_visible
     if before.missed or both.sum() < 3:
         return before.speed_px
-    steps = np.linalg.norm(now.joints[both, :2] - before.joints[both, :2], axis=1)
-    return min(float(np.median(steps)), SPEED_MAX_SHARE * now.long_side)
+    ways = np.linalg.norm(now.joints[both, :2] - before.joints[both, :2], axis=1)
+    return min(float(np.median(ways)) / frame_steps, SPEED_MAX_SHARE * now.long_side)
 
 
 def _region(one: PersonAlpha, height: int, width: int) -> PastedAlpha:
@@ -204,19 +304,22 @@ def _box_of_joints(person: Person, margin_px: int, height: int, width: int) -> P
     return PastedAlpha(x0=x0, y0=y0, alpha=np.full((max(0, y1 - y0), max(0, x1 - x0)), 255, np.uint8))
 
 
-def _margin_px(long_side: float) -> int:
+def margin_px(long_side: float) -> int:
+    """Rim around a covered region."""
     return max(MARGIN_MIN_PX, round(MARGIN_SHARE * long_side))
 
 
 def _grow(lost: _Seen, height: int, width: int) -> None:
     """A frame more without the person: they may have gone on in any direction."""
-    wanted = min(
-        lost.missed * (SPEED_FACTOR * lost.speed_px + GROWTH_SHARE * lost.long_side), GROWTH_MAX_SHARE * lost.long_side
-    )
-    step = int(np.ceil(wanted - lost.grown_px))
+    step = int(np.ceil(grown_px(lost.steps, lost.speed_px or 0.0, lost.long_side) - lost.grown_px))
     if step > 0:
         lost.region = widened(lost.region, step, height, width)
         lost.grown_px += step
+
+
+def grown_px(steps: int, speed_px: float, long_side: float) -> float:
+    """How far a person may be, in any direction, from where they were found so many steps before or after."""
+    return min(steps * (SPEED_FACTOR * speed_px + GROWTH_SHARE * long_side), GROWTH_MAX_SHARE * long_side)
 
 
 def widened(region: PastedAlpha, by_px: int, height: int, width: int) -> PastedAlpha:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,12 +15,14 @@ from kernels.coordinates import U8
 from kernels.mask_paste import PastedAlpha
 from pipeline.errors import SettingsError
 from pipeline.layers.alpha import AlphaMaker, PersonAlpha, box_of, enlarged, together
-from pipeline.layers.cover import CoverMemory
+from pipeline.layers.cover import widened
+from pipeline.layers.covered_frames import CoveredFrame
 from pipeline.layers.options import ChosenPeople
 from pipeline.messages import FrameResult
 from pipeline.overlay import color_of
 
 Paint = Callable[[FrameResult], U8]
+HidingPaint = Callable[[CoveredFrame], U8]
 
 HIDDEN_LEVELS = 12  # px that are left of a hidden person's long side: nobody is known by them
 BLOCK_MIN_PX = 8
@@ -29,6 +32,7 @@ SCENE_STEP = 8  # the blurred scene is made on a picture this much smaller
 OUTLINE_SHARE = 1 / 240  # width of the outline, of the frame's mean side
 SCENE_CHANGED_LEVELS = 24.0  # mean difference to what is known: a cut, or the camera moved
 PROBE_STEP = 8
+NEWCOMER_SHARE = 0.5  # of the long side: how far somebody may have come before they were found
 FILL_CONTEXT_SHARE = 0.25  # of the region's size around it, from which unknown px are filled
 
 
@@ -99,25 +103,23 @@ def _draw_outline(canvas: U8, lines: U8, one: PersonAlpha, width: int, *, alone:
         blend_over(canvas, color, line, x0, y0)
 
 
-def blur(covers: CoverMemory) -> Paint:
+def blur(covered: CoveredFrame) -> U8:
     """The frame with the chosen people blurred beyond recognition."""
-    return _hidden(covers, _blurred)
+    return _hidden(covered, _blurred)
 
 
-def pixelate(covers: CoverMemory) -> Paint:
+def pixelate(covered: CoveredFrame) -> U8:
     """The frame with the chosen people as large blocks."""
-    return _hidden(covers, _in_blocks)
+    return _hidden(covered, _in_blocks)
 
 
-def _hidden(covers: CoverMemory, hide: Callable[[U8, PastedAlpha], U8]) -> Paint:
-    def paint(result: FrameResult) -> U8:
-        picture = result.frame.image.copy()
-        for cover in covers.of(result):
-            if cover.alpha.size:
-                blend_over(picture, hide(result.frame.image, cover), cover.alpha, cover.x0, cover.y0)
-        return picture
-
-    return paint
+def _hidden(covered: CoveredFrame, hide: Callable[[U8, PastedAlpha], U8]) -> U8:
+    image = covered.frame.image
+    picture = image.copy()
+    for cover in covered.covers:
+        if cover.alpha.size:
+            blend_over(picture, hide(image, cover), cover.alpha, cover.x0, cover.y0)
+    return picture
 
 
 def _blurred(image: U8, cover: PastedAlpha) -> U8:
@@ -150,41 +152,46 @@ def _in_blocks(image: U8, cover: PastedAlpha) -> U8:
 
 
 class Remover:
-    """The frame without the chosen people: the scene behind them as it was seen, or the colours around them."""
+    """The frame without the chosen people: the scene behind them as it was seen, or the colours around them.
 
-    def __init__(self, covers: CoverMemory, everybody: CoverMemory) -> None:
-        """Set up.
+    Nothing is learned where anybody is, be they chosen or not.
+    """
 
-        Args:
-            covers: of the people who go.
-            everybody: of all people: nothing is learned where somebody is.
-        """
-        self._covers = covers
-        self._everybody = everybody
+    def __init__(self) -> None:
         self._background: U8 = np.zeros((0, 0, 3), np.uint8)
         self._free_frames: U8 = np.zeros((0, 0), np.uint8)
         self._clip = -1
 
-    def __call__(self, result: FrameResult) -> U8:
-        frame = result.frame
+    def __call__(self, covered: CoveredFrame) -> U8:
+        frame = covered.frame
         size = (frame.height, frame.width)
         occupied = np.zeros(size, np.uint8)
-        for cover in self._everybody.of(result):
+        for cover in covered.occupied:
             x0, y0, x1, y1 = box_of(cover)
             np.maximum(occupied[y0:y1, x0:x1], cover.alpha, out=occupied[y0:y1, x0:x1])
         if self._free_frames.shape != size or self._clip != frame.clip or self._changed(frame.image, occupied):
             self._background = np.zeros((*size, 3), np.uint8)
             self._free_frames = np.zeros(size, np.uint8)
             self._clip = frame.clip
-        for region in self._everybody.newcomers(result):  # they may have been taken for a part of the scene
+        for newcomer in covered.newcomers:  # they may have been taken for a part of the scene
+            region = widened(newcomer.region, round(NEWCOMER_SHARE * newcomer.long_side), *size)
             x0, y0, x1, y1 = box_of(region)
             self._free_frames[y0:y1, x0:x1][region.alpha > 0] = 0
         learn_background(self._background, self._free_frames, frame.image, occupied)
         picture = frame.image.copy()
-        for cover in self._covers.of(result):
+        for cover in covered.covers:
             if cover.alpha.size:
                 blend_over(picture, self._scene(frame.image, occupied, cover), cover.alpha, cover.x0, cover.y0)
         return picture
+
+    def to_state(self) -> dict[str, Any]:
+        """What was learned; see `pipeline.layers.state`."""
+        return {"background": self._background, "free_frames": self._free_frames, "clip": self._clip}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on where `to_state` was called."""
+        self._background, self._free_frames = state["background"].copy(), state["free_frames"].copy()
+        self._clip = state["clip"]
 
     def _changed(self, image: U8, occupied: U8) -> bool:
         """A cut, or a camera that moved: what was learned is of another scene."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -23,11 +24,14 @@ FULL_COLOR_SHARE = 0.25  # of the longest stay: from here on colour covers the s
 class PresenceMapSink:
     """Adds up alphas; the picture is written at the end. Frames of other sizes are fitted into the first one's."""
 
-    def __init__(self, path: Path, maker: AlphaMaker, chosen: ChosenPeople, *, overwrite: bool) -> None:
+    def __init__(
+        self, path: Path, maker: AlphaMaker, chosen: ChosenPeople, *, overwrite: bool, at_end: bool = True
+    ) -> None:
         self._path = path
         self._maker = maker
         self._chosen = chosen
         self._overwrite = overwrite
+        self._at_end = at_end
         self._frames = 0
         self._sum: F32 = np.zeros((0, 0), np.float32)
         self._scene: U8 = np.zeros((0, 0, 3), np.uint8)
@@ -45,7 +49,24 @@ class PresenceMapSink:
         cv2.accumulate(presence, self._sum)
         self._frames += 1
 
+    def to_state(self) -> dict[str, Any]:
+        """What is added up so far; see `pipeline.layers.state`."""
+        return {"frames": self._frames, "sum": self._sum, "scene": self._scene}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on where `to_state` was called."""
+        self._frames, self._sum, self._scene = state["frames"], state["sum"].copy(), state["scene"]
+
     def close(self) -> None:
+        if self._at_end:
+            self.save()
+
+    def save(self) -> None:
+        """Write the map of all frames so far; of none nothing is written.
+
+        Raises:
+            SinkError: it cannot be written.
+        """
         if not self._frames:
             return
         ok, data = cv2.imencode(

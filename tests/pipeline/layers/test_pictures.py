@@ -14,6 +14,7 @@ from kernels.alpha_edges import blend_over
 from kernels.background_model import FREE_FRAMES
 from pipeline.errors import SettingsError
 from pipeline.layers.cover import CoverMemory
+from pipeline.layers.covered_frames import CoveredFrames
 from pipeline.layers.options import ChosenPeople
 from pipeline.layers.pictures import (
     NewBackground,
@@ -37,13 +38,20 @@ boxes = st.tuples(st.floats(-20, 120), st.floats(-20, 80), st.floats(12, 60), st
 )
 
 
-def covers(chosen: ChosenPeople = EVERYBODY) -> CoverMemory:
-    return CoverMemory(plain_maker(), chosen, frames=10)
+def hiding(paint, chosen: ChosenPeople = EVERYBODY):
+    """Result -> picture, with nothing held back."""
+    covered = CoveredFrames(plain_maker(), chosen, frames=10)
+
+    def painted(result) -> np.ndarray:
+        (due,) = covered.of(result)
+        return paint(due)
+
+    return painted
 
 
 def covered_px(result) -> np.ndarray:
     full = np.zeros(SIZE, np.bool_)
-    for cover in covers().of(result):
+    for cover in CoverMemory(plain_maker(), EVERYBODY, frames=10).of(result):
         full |= cover.in_frame(*SIZE) > 0
     return full
 
@@ -53,7 +61,7 @@ def test_hiding_leaves_all_other_px_untouched(people: list[Box]) -> None:
     result = result_of(dict(enumerate(people, 1)))
     before = result.frame.image.copy()
     free = ~covered_px(result)
-    for paint in (blur(covers()), pixelate(covers()), Remover(covers(), covers())):
+    for paint in (hiding(blur), hiding(pixelate), hiding(Remover())):
         picture = paint(result)
         assert picture.shape == before.shape and picture.dtype == np.uint8
         np.testing.assert_array_equal(picture[free], before[free])
@@ -82,7 +90,7 @@ def test_what_is_hidden_has_lost_its_detail(make) -> None:
     image = np.full((*SIZE, 3), 128, np.uint8)
     image[:, ::2] = 255
     image[:, 1::2] = 0
-    picture = make(covers())(result_of({1: RIGHT}, image=image))
+    picture = hiding(make)(result_of({1: RIGHT}, image=image))
     inside = picture[40:90, 108:128].astype(int)
     assert np.abs(np.diff(inside, axis=1)).max() <= 40
     assert np.abs(inside - 128).max() < 40
@@ -90,22 +98,22 @@ def test_what_is_hidden_has_lost_its_detail(make) -> None:
 
 def test_blocks_stay_on_their_grid_while_a_person_moves() -> None:
     image = textured(*SIZE)
-    first = pixelate(covers())(result_of({1: LEFT}, image=image))
-    second = pixelate(covers())(result_of({1: (LEFT[0] + 1, *LEFT[1:3], LEFT[3])}, image=image))
+    first = hiding(pixelate)(result_of({1: LEFT}, image=image))
+    second = hiding(pixelate)(result_of({1: (LEFT[0] + 1, *LEFT[1:3], LEFT[3])}, image=image))
     np.testing.assert_array_equal(first[40:90, 28:44], second[40:90, 28:44])
 
 
 def test_everybody_else_is_hidden_and_wins_over_the_chosen_one() -> None:
     others = ChosenPeople(ids=frozenset({1}), others=True)
     result = result_of({1: LEFT, 2: (40.0, 30.0, 80.0, 100.0)})
-    picture = blur(covers(others))(result)
+    picture = hiding(blur, others)(result)
     np.testing.assert_array_equal(picture[40:90, 21:33], result.frame.image[40:90, 21:33])
     assert not np.array_equal(picture[40:90, 42:49], result.frame.image[40:90, 42:49])  # where both are
 
 
 def test_removed_people_give_way_to_the_scene_seen_before() -> None:
     scene = textured(*SIZE, seed=5)
-    remover = Remover(covers(), covers())
+    remover = hiding(Remover())
     start: Box = (110.0, 30.0, 140.0, 100.0)
     for number in range(FREE_FRAMES + 2):
         remover(result_of({1: start}, number=number, image=scene))
@@ -120,7 +128,7 @@ def test_somebody_who_was_not_found_for_long_is_not_shown_as_scene() -> None:
     """They were learned as a part of the scene; when they are found at last, that is forgotten around them."""
     image = np.full((*SIZE, 3), 90, np.uint8)
     image[30:100, 20:50] = (255, 0, 0)
-    remover = Remover(covers(), covers())
+    remover = hiding(Remover())
     for number in range(3 * FREE_FRAMES):
         remover(result_of({}, number=number, image=image))
     picture = remover(result_of({1: LEFT}, number=3 * FREE_FRAMES, image=image))
@@ -130,13 +138,13 @@ def test_somebody_who_was_not_found_for_long_is_not_shown_as_scene() -> None:
 def test_people_who_were_always_there_give_way_to_the_colours_around_them() -> None:
     image = np.full((*SIZE, 3), 90, np.uint8)
     image[30:100, 20:50] = (255, 0, 0)
-    picture = Remover(covers(), covers())(result_of({1: LEFT}, image=image))
+    picture = hiding(Remover())(result_of({1: LEFT}, image=image))
     assert np.abs(picture.astype(int) - 90).max() <= 2
 
 
 def test_a_scene_that_changed_is_forgotten() -> None:
     """After a cut nothing of the old scene may come back, also without a new clip."""
-    remover = Remover(covers(), covers())
+    remover = hiding(Remover())
     for number in range(FREE_FRAMES + 2):
         remover(result_of({}, number=number, image=np.full((*SIZE, 3), 20, np.uint8)))
     picture = remover(result_of({1: LEFT}, number=FREE_FRAMES + 2, image=np.full((*SIZE, 3), 180, np.uint8)))

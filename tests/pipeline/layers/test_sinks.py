@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import SettingsError, SinkError
-from pipeline.layers.sinks import CLOSE_AFTER_S, PEOPLE_AT_ONCE, make_layer_sinks
+from pipeline.layers.per_person import CLOSE_AFTER_S, PEOPLE_AT_ONCE
+from pipeline.layers.sinks import make_layer_sinks
 from pipeline.settings import Settings
 from pipeline.stage6_sinks import WriteStage
 from tests.layer_results import result_of
