@@ -8,13 +8,14 @@ covered joint becomes v = 1 (labelled but hidden), a joint outside the picture v
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.random import Generator
+from numpy.typing import NDArray
 
 from kernels.coordinates import F32, F64, U8
 from training.dataset import (
@@ -24,10 +25,10 @@ from training.dataset import (
     Scene,
     decode_mask,
     greatest_iou,
-    is_held_out,
     visible_box,
     warp_keypoints,
 )
+from training.holdout import unseen_ids
 from training.settings import SourceSettings, TrainSettings
 
 PEOPLE_SHARE = (0.18, 0.30, 0.22, 0.14, 0.09, 0.07)  # of scenes with 1..6 people
@@ -44,6 +45,7 @@ class Cutout:
     alpha: U8  # (h, w) 0..255
     keypoints: F32  # (17, 3)
     cut_below: bool  # the photograph's border cuts the body at the bottom
+    origin: str = ""  # file name of the photograph
 
 
 class CutoutLibrary:
@@ -61,13 +63,13 @@ class CutoutLibrary:
         weights = []
         for source, folder in folders.items():
             if composes and source.cutout_weight > 0:
-                self.groups.append(_cut_out_people(folder, source.holdout_every))
+                self.groups.append(cut_out_people(folder, without=unseen_ids(folder.photos, source)))
                 weights.append(source.cutout_weight)
         if composes and (not self.groups or not all(self.groups)):
             raise DataError("composition needs a source with masks and keypoints and cutout_weight > 0; there is none")
         self.share = np.array(weights) / sum(weights) if weights else np.zeros(0)
         self.backgrounds = [
-            picture for folder in settings.backgrounds for picture in _read_pictures(settings.data / folder)
+            picture for folder in settings.backgrounds for picture in read_pictures(settings.data / folder)
         ]
         if not self.backgrounds and (composes or settings.backgrounds):
             given = f"no pictures ({', '.join(PICTURE_SUFFIXES)}) in {', '.join(settings.backgrounds)}"
@@ -82,40 +84,62 @@ class CutoutLibrary:
         """A random, possibly mirrored crop of a background, (height, width) px; black if the run has none."""
         if not self.backgrounds:
             return np.zeros((height, width, 3), np.uint8)
-        picture = self.backgrounds[rng.integers(len(self.backgrounds))]
-        full_h, full_w = picture.shape[:2]
-        side = rng.uniform(0.35, 1.0)
-        crop_h = max(8, int(side * min(full_h, full_w * height / width)))
-        crop_w = max(8, min(full_w, int(crop_h * width / height)))
-        y, x = rng.integers(full_h - crop_h + 1), rng.integers(full_w - crop_w + 1)
-        crop = picture[y : y + crop_h, x : x + crop_w]
-        if rng.random() < 0.5:
-            crop = crop[:, ::-1]
-        shrinks = crop_h > height
-        return cv2.resize(
-            np.ascontiguousarray(crop), (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        )
+        return random_crop(rng, self.backgrounds, height, width)
 
 
-def _read_pictures(folder: Path) -> list[U8]:
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES) if folder.is_dir() else []
-    return [cv2.cvtColor(cv2.imread(str(path), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB) for path in paths]
+def random_crop(rng: Generator, pictures: Sequence[U8], height: int, width: int) -> U8:
+    """A random, possibly mirrored crop of one of the pictures, scaled to (height, width) px."""
+    picture = pictures[rng.integers(len(pictures))]
+    full_h, full_w = picture.shape[:2]
+    side = rng.uniform(0.35, 1.0)
+    crop_h = max(8, int(side * min(full_h, full_w * height / width)))
+    crop_w = max(8, min(full_w, int(crop_h * width / height)))
+    y, x = rng.integers(full_h - crop_h + 1), rng.integers(full_w - crop_w + 1)
+    crop = picture[y : y + crop_h, x : x + crop_w]
+    if rng.random() < 0.5:
+        crop = crop[:, ::-1]
+    shrinks = crop_h > height
+    return cv2.resize(
+        np.ascontiguousarray(crop), (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    )
 
 
-def _cut_out_people(folder: CocoFolder, holdout_every: int) -> list[Cutout]:
+def read_pictures(folder: Path) -> list[U8]:
+    """The pictures of a folder as RGB, in the order of their names; none if there is no folder.
+
+    Raises:
+        DataError: a file that is named like a picture is none.
+    """
+    pictures = []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.suffix.lower() not in PICTURE_SUFFIXES:
+            continue
+        picture = cv2.imdecode(np.frombuffer(path.read_bytes() or b"0", np.uint8), cv2.IMREAD_COLOR)
+        if picture is None:
+            raise DataError(f"{path}: expected a picture, got {path.stat().st_size} bytes that are none")
+        pictures.append(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))
+    return pictures
+
+
+def cut_out_people(folder: CocoFolder, *, without: Collection[int]) -> list[Cutout]:
+    """Everybody with a mask in one piece and at least four joints, but for the pictures with the given ids.
+
+    Raises:
+        DataError: a picture or a mask cannot be read.
+    """
     cutouts = []
     for photo in folder.photos:
         people = [
             p for p in photo.people if p.segmentation is not None and not p.crowd and (p.keypoints[:, 2] > 0).sum() >= 4
         ]
-        if not people or is_held_out(photo.image_id, holdout_every):
+        if not people or photo.image_id in without:
             continue
         image = folder.image(photo)
         for person in people:
             mask = decode_mask(person.segmentation, photo.height, photo.width)
             if mask.sum() < 900 or is_in_pieces(mask):
                 continue
-            cutouts.append(cut_out(image, mask, person.keypoints))
+            cutouts.append(cut_out(image, mask, person.keypoints, origin=photo.file_name))
     return cutouts
 
 
@@ -126,7 +150,7 @@ def is_in_pieces(mask: U8) -> bool:
     return bool(len(areas) > 1 and areas[-1] < 0.9 * areas.sum())
 
 
-def cut_out(image: U8, mask: U8, keypoints: F32) -> Cutout:
+def cut_out(image: U8, mask: U8, keypoints: F32, *, origin: str = "") -> Cutout:
     """Lift one person, (H, W) 0 or 1, out of an RGB photograph."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     y0, y1, x0, x1 = max(rows[0] - 2, 0), rows[-1] + 3, max(columns[0] - 2, 0), columns[-1] + 3
@@ -147,21 +171,30 @@ def cut_out(image: U8, mask: U8, keypoints: F32) -> Cutout:
         moved[:, 0], moved[:, 1] = sx * moved[:, 0] + (sx - 1) / 2, sy * moved[:, 1] + (sy - 1) / 2
         moved[moved[:, 2] <= 0] = 0
     return Cutout(
-        image=np.ascontiguousarray(crop), alpha=np.ascontiguousarray(soft), keypoints=moved, cut_below=cut_below
+        image=np.ascontiguousarray(crop),
+        alpha=np.ascontiguousarray(soft),
+        keypoints=moved,
+        cut_below=cut_below,
+        origin=origin,
     )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Placement:
+class Placement:
+    """A cut-out person where it stands on the canvas."""
+
     cutout: Cutout
     matrix: F64  # canvas_from_cutout
     mirrored: bool
     box: F64  # x0, y0, x1, y1 of the placed crop on the canvas
 
 
-def _place(
-    rng: Generator, cutout: Cutout, drawn_height: float, near: _Placement | None, height: int, width: int
-) -> _Placement:
+def turned(rng: Generator, cutout: Cutout, drawn_height: float) -> tuple[F64, bool, F64, F64]:
+    """A random pose of a cut-out on the canvas, still without a place.
+
+    Returns:
+        (2, 2) linear part of canvas_from_cutout, whether it mirrors, and the (2,) low and high corner of the crop then.
+    """
     h, w = cutout.alpha.shape
     scale = drawn_height / h
     angle = np.deg2rad(rng.normal(0, 7) if rng.random() < 0.9 else rng.uniform(-45, 45))
@@ -174,7 +207,20 @@ def _place(
         @ np.diag([-1.0 if mirrored else 1.0, 1.0])
     )
     corners = (np.array([[0, 0], [w - 1, 0], [0, h - 1], [w - 1, h - 1]]) @ linear.T).astype(np.float64)
-    low, high = corners.min(0), corners.max(0)
+    return linear, mirrored, corners.min(0), corners.max(0)
+
+
+def at_offset(cutout: Cutout, linear: F64, offset: F64, low: F64, high: F64, *, mirrored: bool) -> Placement:
+    """What `turned` gave, moved by ``offset`` px."""
+    matrix = np.concatenate((linear, offset[:, None]), axis=1)
+    return Placement(cutout=cutout, matrix=matrix, mirrored=mirrored, box=np.concatenate((low + offset, high + offset)))
+
+
+def place(
+    rng: Generator, cutout: Cutout, drawn_height: float, near: Placement | None, height: int, width: int
+) -> Placement:
+    """Somewhere on the canvas, or in touch with somebody who stands there; cut-off people at its lower border."""
+    linear, mirrored, low, high = turned(rng, cutout, drawn_height)
     drawn_w, drawn_h = high - low
     if near is not None:
         side = rng.choice((-1.0, 1.0))
@@ -187,10 +233,7 @@ def _place(
     if cutout.cut_below and rng.random() < 0.9:
         bottom = max(bottom, height + 0.02 * drawn_h)
     offset = np.array([centre_x - drawn_w / 2, bottom - drawn_h]) - low
-    box = np.concatenate((low + offset, high + offset))
-    return _Placement(
-        cutout=cutout, matrix=np.concatenate((linear, offset[:, None]), axis=1), mirrored=mirrored, box=box
-    )
+    return at_offset(cutout, linear, offset, low, high, mirrored=mirrored)
 
 
 def _match_light(rng: Generator, cutout: U8, alpha: U8, background: U8) -> F32:
@@ -205,13 +248,14 @@ def _match_light(rng: Generator, cutout: U8, alpha: U8, background: U8) -> F32:
     return result
 
 
-def _paint(rng: Generator, image: F32, labels: U8, placement: _Placement, label: int) -> int:
-    """Draw one person over what is there; returns how many px of the canvas the whole body would take."""
+def paint(rng: Generator, image: F32, labels: U8, placement: Placement, label: int) -> NDArray[np.bool_]:
+    """Draw one person over what is there; returns the px of the canvas that the whole body takes, (H, W)."""
     height, width = labels.shape
+    whole = np.zeros((height, width), np.bool_)
     x0, y0 = np.maximum(np.floor(placement.box[:2]).astype(int) - 1, 0)
     x1, y1 = np.minimum(np.ceil(placement.box[2:]).astype(int) + 2, (width, height))
     if x1 <= x0 or y1 <= y0:
-        return 0
+        return whole
     matrix = placement.matrix - np.array([[0, 0, x0], [0, 0, y0]])
     size = (int(x1 - x0), int(y1 - y0))
     source, alpha = placement.cutout.image, placement.cutout.alpha
@@ -233,10 +277,11 @@ def _paint(rng: Generator, image: F32, labels: U8, placement: _Placement, label:
     region += weight * (warped - region)
     inside = cover > 127
     labels[y0:y1, x0:x1][inside] = label
-    return int(inside.sum())
+    whole[y0:y1, x0:x1] = inside
+    return whole
 
 
-def _occluder_shape(rng: Generator, height: int, width: int, box: F64) -> U8:
+def occluder_shape(rng: Generator, height: int, width: int, box: F64) -> U8:
     """A filled random blob, bar or slanted panel over part of a person's box, (height, width) 0 or 255."""
     shape = np.zeros((height, width), np.uint8)
     w, h = max(box[2] - box[0], 8), max(box[3] - box[1], 8)
@@ -264,30 +309,40 @@ def compose_scene(rng: Generator, library: CutoutLibrary, height: int, width: in
     count = 1 + int(rng.choice(len(PEOPLE_SHARE), p=PEOPLE_SHARE))
     low, high = (0.2, 1.6) if count < 3 else (0.14, 1.0)
     scene_height = height * np.exp(rng.uniform(np.log(low), np.log(high)))
-    placements: list[_Placement] = []
+    placements: list[Placement] = []
     for _ in range(count):
         cutout = library.person(rng)
         drawn = scene_height * np.exp(rng.normal(0, 0.16)) * (0.65 if cutout.cut_below else 1.0)
         drawn = float(np.clip(drawn, 16, 2.2 * height))
         near = placements[rng.integers(len(placements))] if placements and rng.random() < 0.72 else None
-        placements.append(_place(rng, cutout, drawn, near, height, width))
+        placements.append(place(rng, cutout, drawn, near, height, width))
     by_depth = sorted(placements, key=lambda p: float(p.box[3])) if rng.random() < 0.6 else placements
     occluder_after = int(rng.integers(count)) if rng.random() < 0.35 else -1
 
     areas, keypoints = [], []
     for index, placement in enumerate(by_depth):
-        areas.append(_paint(rng, image, labels, placement, index + 1))
+        areas.append(int(paint(rng, image, labels, placement, index + 1).sum()))
         keypoints.append(
             warp_keypoints(
                 placement.matrix, placement.cutout.keypoints[None], height, width, mirrored=placement.mirrored
             )[0]
         )
         if index == occluder_after:
-            shape = _occluder_shape(rng, height, width, by_depth[rng.integers(index + 1)].box)
+            shape = occluder_shape(rng, height, width, by_depth[rng.integers(index + 1)].box)
             inside = shape > 0
             image[inside] = library.background(rng, height, width)[inside]
             labels[inside] = LABEL_COVERED
     return _listed_scene(np.clip(image, 0, 255).astype(np.uint8), labels, np.stack(keypoints), np.array(areas))
+
+
+def mark_hidden_joints(keypoints: F32, labels: U8) -> None:
+    """Set v = 1 where somebody or something painted later covers a joint; (N, 17, 3) in the order of painting."""
+    for index, pose in enumerate(keypoints):
+        for joint in np.flatnonzero(pose[:, 2] > 0):
+            x, y = round(float(pose[joint, 0])), round(float(pose[joint, 1]))
+            on_top = labels[min(max(y, 0), labels.shape[0] - 1), min(max(x, 0), labels.shape[1] - 1)]
+            if on_top > index + 1:
+                pose[joint, 2] = 1
 
 
 def _listed_scene(image: U8, labels: U8, keypoints: F32, areas: F64) -> Scene:
@@ -295,13 +350,9 @@ def _listed_scene(image: U8, labels: U8, keypoints: F32, areas: F64) -> Scene:
     n = len(keypoints)
     visible_px = np.bincount(labels.ravel(), minlength=256)[1 : n + 1]
     kept = []
+    mark_hidden_joints(keypoints, labels)
     for index in range(n):
         pose = keypoints[index]
-        for joint in np.flatnonzero(pose[:, 2] > 0):
-            x, y = round(float(pose[joint, 0])), round(float(pose[joint, 1]))
-            on_top = labels[min(max(y, 0), labels.shape[0] - 1), min(max(x, 0), labels.shape[1] - 1)]
-            if on_top > index + 1:  # painted later: another person or a thing
-                pose[joint, 2] = 1
         enough = visible_px[index] >= max(MIN_VISIBLE_PX, MIN_VISIBLE_SHARE * areas[index])
         if enough and (pose[:, 2] > 0).sum() >= 3:
             kept.append(index)

@@ -26,6 +26,7 @@ from pycocotools import mask as coco_mask
 from kernels.coordinates import F32, F64, U8, transform_points
 from kernels.skeleton import FLIPPED_JOINTS
 from kernels.square_letterbox import plan_square_letterbox, square_letterbox
+from training.holdout import unseen_ids
 from training.settings import SourceSettings, TrainSettings
 
 JOINTS = 17
@@ -62,6 +63,7 @@ class Photo:
     height: int
     width: int
     people: tuple[Person, ...]
+    near_duplicate_group: int | None = None  # pictures of one group are nearly the same
 
 
 def read_photos(annotations: Path) -> list[Photo]:
@@ -85,6 +87,7 @@ def read_photos(annotations: Path) -> list[Photo]:
                 height=entry["height"],
                 width=entry["width"],
                 people=tuple(by_image[entry["id"]]),
+                near_duplicate_group=entry.get("near_duplicate_group"),
             )
             for entry in content["images"]
         ]
@@ -388,11 +391,6 @@ def _region_of(people: Iterable[Person], photo: Photo, canvas_from_photo: F64, l
     return region if region.any() else None
 
 
-def is_held_out(image_id: int, every: int) -> bool:
-    """Whether a picture belongs to the part of a source that is kept for choosing between models."""
-    return every > 0 and image_id % every == 0
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _PhotoSource:
     folder: CocoFolder
@@ -415,10 +413,11 @@ class SceneDataset(torch.utils.data.Dataset[Scene]):
         folders = {source: open_source(settings.data, source) for source in settings.sources}
         self.sources = []
         for source, folder in folders.items():
+            unseen = unseen_ids(folder.photos, source)
             photos = [
                 p
                 for p in folder.photos
-                if not is_held_out(p.image_id, source.holdout_every)
+                if p.image_id not in unseen
                 and any(
                     is_taught(q) if settings.view == "letterbox" else q.has_keypoints and not q.ignore for q in p.people
                 )

@@ -42,7 +42,8 @@ from kernels.pose_fit import whole_frame_roi
 from kernels.roi_inputs import segment_feeds
 from kernels.skeleton import LIMBS
 from kernels.square_letterbox import SquareLetterbox, plan_square_letterbox, square_letterbox, whole_input_roi
-from training.dataset import CocoFolder, DataError, Photo, decode_mask, is_held_out
+from training.dataset import CocoFolder, DataError, Photo, decode_mask
+from training.holdout import validation_ids
 from training.model_settings import AlignSettings
 from training.settings import SCORES
 from training.windows import roi_from_people
@@ -476,7 +477,8 @@ def validate(network: Any, settings: Any) -> dict[str, float | None]:
         if not source.holdout_every or source.photo_weight + source.cutout_weight <= 0:
             continue
         folder = open_source(settings.data, source)
-        photos = [p for p in folder.photos if is_held_out(p.image_id, source.holdout_every) and true_people(p)]
+        kept = validation_ids(folder.photos, source)
+        photos = [p for p in folder.photos if p.image_id in kept and true_people(p)]
         if photos:
             name = Path(source.annotations).parent.name
             result, _ = evaluate(folder, model, long_side=LONG_SIDE, poses="gt", score=score, photos=photos)

@@ -31,6 +31,12 @@ from training.dataset import DataError
 VAL_PICTURES = 2500
 SUBSETS = {"all": (0.0, np.inf), "moderate": (0.5, 0.75), "hard": (0.75, 1.0)}
 V_OF_MARK = {"missing": 0, "vis": 2, "self_occluded": 2, "others_occluded": 1}  # COCO's v
+KEYPOINT_NAMES = (  # in the order of the authors' file
+    *("right_shoulder", "right_elbow", "right_wrist", "left_shoulder", "left_elbow", "left_wrist"),
+    *("right_hip", "right_knee", "right_ankle", "left_hip", "left_knee", "left_ankle", "head", "neck"),
+    *("right_ear", "left_ear", "nose", "right_eye", "left_eye"),
+)
+MARKS = {"missing": 0, "vis": 1, "self_occluded": 2, "others_occluded": 3}  # their numbers in that file
 PUBLISHED = {"val_all": (2500, 4313), "test_all": (2231, 3797)}  # pictures, people
 
 

@@ -36,6 +36,11 @@ class SourceSettings:
     cutout_weight: float = 0.0  # share of the people cut out of it in composed scenes
     complete: bool = False  # every person is annotated: unlabelled regions are background for the keypoint heads
     holdout_every: int = 0  # pictures whose id is divisible by this are kept out of training; 0 keeps none
+    hold_back_tenth: bool = False  # keep the tenth that `training.compose_benchmark` reports on out of the run
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.hold_back_tenth, bool):
+            raise ValueError(f"hold_back_tenth of a source must be true or false, got {self.hold_back_tenth!r}")
 
 
 MASK_PART_LEARNS = {

@@ -25,8 +25,8 @@ from training.compose import (
     MAX_CUTOUT_HEIGHT_PX,
     CutoutLibrary,
     _listed_scene,
-    _occluder_shape,
     compose_scene,
+    occluder_shape,
 )
 from training.dataset import LABEL_COVERED, DataError, Scene, box_iou, open_source
 
@@ -214,7 +214,7 @@ def test_composition_says_what_it_lacks(data: Path) -> None:
 @given(st.integers(0, 10_000), st.integers(20, 90), st.integers(20, 90))
 def test_occluders_stay_near_the_person(seed: int, height: int, width: int) -> None:
     box = np.array([0.2 * width, 0.1 * height, 0.7 * width, 0.9 * height])
-    shape = _occluder_shape(np.random.default_rng(seed), height, width, box)
+    shape = occluder_shape(np.random.default_rng(seed), height, width, box)
     assert shape.shape == (height, width) and set(np.unique(shape)) <= {0, 255}
 
 

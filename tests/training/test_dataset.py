@@ -32,7 +32,6 @@ from training.dataset import (
     DataError,
     SceneDataset,
     decode_mask,
-    is_held_out,
     photo_scene,
     random_view,
     warp_keypoints,
@@ -334,11 +333,6 @@ def test_max_iou_is_that_of_what_is_in_the_view(tmp_path: Path, monkeypatch: pyt
     )  # the masks' own boxes, 40 x 70 and 20 x 30
     assert nobody.shape == (0,)
     assert all(values.dtype == np.float32 for values in (boxes, masks, nobody))
-
-
-def test_held_out_pictures_are_every_nth_id() -> None:
-    assert [i for i in range(10) if is_held_out(i, 4)] == [0, 4, 8]
-    assert not any(is_held_out(i, 0) for i in range(10))
 
 
 def test_sample_i_is_a_function_of_seed_and_i(data: Path, tmp_path: Path) -> None:
