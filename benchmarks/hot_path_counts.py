@@ -27,9 +27,12 @@ from onnx import inliner
 from rich.console import Console
 from rich.table import Table
 
-from engines import EngineOptions, default_artifact, load_artifact, open_engine
+from engines import default_artifact, load_artifact
 from engines.artifact import Artifact
+from engines.onnx_engine import OnnxEngine
+from engines.segment_cut import WINDOWS, CutGraph, cut_segment_graph
 from kernels.letterbox import plan_letterbox
+from kernels.skeleton import CHANNELS as SKELETON_CHANNELS
 
 BUDGET = Path(__file__).parent / "hot_path_budget.json"
 FRAMES = {"480p": (480, 854), "720p": (720, 1280)}
@@ -41,7 +44,7 @@ PARTS = (  # a word in a weight's name -> part of the network
     ("mask_laterals", "mask laterals"),
     ("seg_module", "SegModule"),
 )
-REST = {"keypoints": "normalisation and candidates", "segment": "align and skeleton"}
+REST = {"keypoints": "normalisation and candidates", "segment": "masks and scores"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +67,15 @@ class Counts:
         return Counts(*(a + b for a, b in zip(asdict(self).values(), asdict(other).values(), strict=True)))
 
 
-def count_graph(path: Path, feeds: Mapping[str, NDArray[Any]]) -> dict[str, Counts]:
+def count_graph(graph_file: Path | bytes, feeds: Mapping[str, NDArray[Any]]) -> dict[str, Counts]:
     """Counts of one call by part of the network; local functions are written out first.
 
     Args:
-        path: an `.onnx` file.
+        graph_file: an `.onnx` file, or its content.
         feeds: inputs of the call; their values do not matter, but shapes may depend on them.
     """
-    model = inliner.inline_local_functions(onnx.load(path))
+    content = graph_file if isinstance(graph_file, bytes) else graph_file.read_bytes()
+    model = inliner.inline_local_functions(onnx.load_model_from_string(content))
     graph = model.graph
     constants: dict[str, NDArray[Any]] = {item.name: onnx.numpy_helper.to_array(item) for item in graph.initializer}
     shapes = {name: (array.shape, array.dtype.itemsize) for name, array in (*constants.items(), *feeds.items())}
@@ -108,7 +112,7 @@ def _inner_shapes(model: onnx.ModelProto, feeds: Mapping[str, NDArray[Any]]) -> 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "shown.onnx"
         onnx.save(shown, str(path))
-        found = open_engine(path, engine="onnx", options=EngineOptions(threads=1)).run(feeds)
+        found = OnnxEngine(path, threads=1).run(feeds)
     return {name: (array.shape, array.dtype.itemsize) for name, array in found.items()}
 
 
@@ -118,38 +122,33 @@ def keypoint_feeds(artifact: Artifact, height: int, width: int, long_side: int) 
     return {"image": np.full((1, plan.input_height, plan.input_width, 3), 127, np.uint8)}
 
 
-def segment_feeds(artifact: Artifact, image: NDArray[Any], people: int, channels: int) -> dict[str, NDArray[Any]]:
-    """Windows on an empty feature map of the size that belongs to ``image``."""
-    stride = 1.0 / float(artifact.feature_from_input[0, 0])
-    grid = (round(image.shape[1] / stride), round(image.shape[2] / stride))
-    joints = np.full((people, 17, 3), artifact.roi_size / 2, np.float32)
-    joints[..., 2] = 2.0
-    return {
-        "features": np.zeros((1, channels, *grid), np.float32),
-        "feature_from_roi": np.tile(np.array([[1, 0, 0], [0, 1, 0]], np.float32), (people, 1, 1)),
-        "roi_image": np.zeros(people, np.int32),
-        "roi_keypoints": joints,
-    }
-
-
 def count_all(artifact: Artifact, long_side: int) -> dict[str, dict[str, Counts]]:
     """Name of a call, such as `segment 720p, 3 people`, to the counts of each part."""
     counts: dict[str, dict[str, Counts]] = {}
     for name, (height, width) in FRAMES.items():
         feeds = keypoint_feeds(artifact, height, width, long_side)
         counts[f"keypoints {name}"] = _named(count_graph(artifact.graph_path("keypoints"), feeds), "keypoints")
-        channels = _feature_channels(artifact.graph_path("segment"))
+        cut = cut_segment_graph(
+            artifact.segment_path.read_bytes(), lambda content: OnnxEngine("part", threads=1, content=content)
+        )
         for people in PEOPLE:
-            found = count_graph(
-                artifact.graph_path("segment"), segment_feeds(artifact, feeds["image"], people, channels)
-            )
-            counts[f"segment {name}, {people} people"] = _named(found, "segment")
+            counts[f"segment {name}, {people} people"] = count_segment(cut, people, _feature_size(artifact, feeds))
     return counts
 
 
-def _feature_channels(path: Path) -> int:
-    (features,) = (spec for spec in open_engine(path, engine="onnx").inputs if spec.name == "features")
-    return int(features.shape[1])
+def count_segment(cut: CutGraph, people: int, feature_size: tuple[int, int]) -> dict[str, Counts]:
+    """The segment call as CPU engines run it: our kernel fills the windows, a runtime has the SegModule."""
+    height, width = feature_size
+    written = people * (cut.feature_channels + SKELETON_CHANNELS) * cut.size**2
+    kernel = Counts(0, written, 4 * (written + cut.feature_channels * height * width), 1)
+    windows = np.zeros((people, cut.window_channels, cut.size, cut.size), np.float32)
+    return {**_named(count_graph(cut.content, {WINDOWS: windows}), "segment"), "align and skeleton (kernel)": kernel}
+
+
+def _feature_size(artifact: Artifact, feeds: Mapping[str, NDArray[Any]]) -> tuple[int, int]:
+    stride = 1.0 / float(artifact.feature_from_input[0, 0])
+    _, height, width, _ = feeds["image"].shape
+    return round(height / stride), round(width / stride)
 
 
 def _named(parts: Mapping[str, Counts], graph: str) -> dict[str, Counts]:

@@ -262,13 +262,26 @@ def open_named(path: Path, name: str, options: EngineOptions, *, announce: Annou
 def _open_onnx(path: Path, options: EngineOptions, _announce: Announce) -> Engine:
     from engines.onnx_engine import OnnxEngine
 
-    return OnnxEngine(path, threads=options.threads)
+    whole = OnnxEngine(path, threads=options.threads)
+    return _cut_if_possible(path, whole, lambda content: OnnxEngine(path, threads=options.threads, content=content))
 
 
 def _open_openvino(path: Path, options: EngineOptions, _announce: Announce) -> Engine:
     from engines.openvino_engine import OpenVinoEngine
 
-    return OpenVinoEngine(path, options)
+    whole = OpenVinoEngine(path, options)
+    return _cut_if_possible(path, whole, lambda content: OpenVinoEngine(path, options, content=content))
+
+
+def _cut_if_possible(path: Path, whole: Engine, open_content: Callable[[bytes], Engine]) -> Engine:
+    """A segment graph with our kernel in place of what stands before its SegModule; any other graph as it is."""
+    if {"feature_from_roi", "roi_keypoints"} - {spec.name for spec in whole.inputs}:
+        return whole
+    from engines.segment_cut import open_segment_or_whole
+
+    engine, what = open_segment_or_whole(path, open_content, whole)
+    _log.debug("%s: %s", path.name, what)
+    return engine
 
 
 def _open_torch(path: Path, options: EngineOptions, _announce: Announce) -> Engine:

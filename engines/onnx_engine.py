@@ -29,7 +29,14 @@ _ONLY_ERRORS = 3  # onnxruntime severity; its warnings about the host go to stde
 class OnnxEngine:
     """A graph in ONNX Runtime's CPU provider. See `engines.engine.Engine` for the contract."""
 
-    def __init__(self, path: str | Path, *, threads: int | None = None, allow_spinning: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        threads: int | None = None,
+        allow_spinning: bool = False,
+        content: bytes | None = None,
+    ) -> None:
         """Load the graph.
 
         Args:
@@ -37,6 +44,7 @@ class OnnxEngine:
             threads: cores one call may use; None takes every core this process may run on.
             allow_spinning: let idle workers burn their core between calls. Decoding, drawing and encoding run beside
                 the networks and need those cores, so it is off; alone on a machine it saves some latency.
+            content: a serialised graph to load in place of the file's, which then only names it.
 
         Raises:
             EngineLoadError: not a graph, or one that this version of ONNX Runtime cannot run.
@@ -51,7 +59,9 @@ class OnnxEngine:
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if allow_spinning else "0")
         session: Any
         try:
-            session = onnxruntime.InferenceSession(str(self._path), options, providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(
+                str(self._path) if content is None else content, options, providers=["CPUExecutionProvider"]
+            )
         except Exception as error:  # its exception classes share no base of their own
             raise EngineLoadError(
                 f"{self._path}: ONNX Runtime {onnxruntime.__version__} cannot load this graph ({_first_line(error)}): "
@@ -88,8 +98,14 @@ class OnnxEngine:
         self._session = None
 
 
-def declared_tensors(path: str | Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+def declared_tensors(
+    path: str | Path, content: bytes | None = None
+) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """Inputs and outputs that a graph declares, for engines whose library forgets the names of sizes.
+
+    Args:
+        path: of the graph.
+        content: see `OnnxEngine`.
 
     Raises:
         EngineLoadError: not a graph.
@@ -99,7 +115,9 @@ def declared_tensors(path: str | Path) -> tuple[tuple[TensorSpec, ...], tuple[Te
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it is never run
     options.intra_op_num_threads = 1
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            str(path) if content is None else content, options, providers=["CPUExecutionProvider"]
+        )
     except Exception as error:  # see OnnxEngine
         raise EngineLoadError(f"{path}: expected an ONNX graph ({_first_line(error)})") from error
     return _specs(Path(path), session)

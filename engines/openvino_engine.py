@@ -33,12 +33,15 @@ class OpenVinoEngine:
     under either.
     """
 
-    def __init__(self, path: str | Path, options: EngineOptions = DEFAULT_OPTIONS) -> None:
+    def __init__(
+        self, path: str | Path, options: EngineOptions = DEFAULT_OPTIONS, *, content: bytes | None = None
+    ) -> None:
         """Load the graph and compile it for this CPU.
 
         Args:
             path: an `.onnx` file.
             options: threads and precision are used; device must be the CPU.
+            content: a serialised graph to load in place of the file's, which then only names it.
 
         Raises:
             ImportError: OpenVINO is not installed.
@@ -55,11 +58,11 @@ class OpenVinoEngine:
                 f"the openvino engine computes in auto, {', '.join(_HINTS)}; got precision {options.precision}"
             )
         # OpenVINO forgets which sizes must be equal and computes with those that differ: they are checked before.
-        self._inputs, self._outputs = declared_tensors(self._path)
+        self._inputs, self._outputs = declared_tensors(self._path, content)
         core = openvino.Core()
         core.add_extension(_affine_align_extension())
         try:
-            model = core.read_model(str(self._path))
+            model = core.read_model(str(self._path) if content is None else content)
             self.precision = _precision_for(options.precision, core, model)
             compiled = core.compile_model(
                 model,

@@ -17,12 +17,8 @@ from engines.engine import EngineLoadError, TensorSpec
 from engines.torch_graph import Graph, Node
 from engines.torch_program import ALIGN, ALIGN_WITH_SKELETON, PreparedGraph, StepFailed, compile_program
 from kernels.skeleton import CHANNELS as SKELETON_CHANNELS
-from kernels.skeleton import JOINTS
+from kernels.skeleton import JOINTS, draws_alike, sample_poses
 from kernels.torch_skeleton import skeleton_features
-
-_SAMPLES = 12
-_MAX_DIFFERENCE = 1e-4
-_MAX_SHARE = 1e-4  # of px at an edge, where rounding decides whether a limb covers them
 
 
 def with_fused_skeleton(graph: Graph) -> Graph:
@@ -72,24 +68,10 @@ def _only_source(graph: Graph, makers: dict[str, Node], name: str) -> TensorSpec
 def _draws_skeletons(graph: Graph, drawn: str, poses: TensorSpec, size: int) -> bool:
     output = TensorSpec(drawn, np.dtype(np.float32), ("N", SKELETON_CHANNELS, size, size))
     part = replace(graph, inputs=(poses,), outputs=(output,))
-    samples = torch.from_numpy(_sample_poses(size))
+    samples = torch.from_numpy(sample_poses(size))
     try:
         prepared = PreparedGraph(part, torch.device("cpu"), None)
         (found,) = compile_program(prepared, {poses.name: samples.shape}).run([samples])
     except (EngineLoadError, StepFailed):
         return False
-    expected = skeleton_features(samples, size)
-    if found.shape != expected.shape:
-        return False
-    return float(((found - expected).abs() > _MAX_DIFFERENCE).float().mean()) <= _MAX_SHARE
-
-
-def _sample_poses(size: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    """(N, 17, 3) poses all over the window and beyond, with absent, hidden and coinciding joints."""
-    rng = np.random.default_rng(0)
-    poses = np.empty((_SAMPLES, JOINTS, 3), np.float32)
-    poses[:, :, :2] = rng.uniform(-0.2 * size, 1.2 * size, (_SAMPLES, JOINTS, 2))
-    poses[:, :, 2] = rng.integers(0, 3, (_SAMPLES, JOINTS))
-    poses[-2, :, :2] = poses[-2, :1, :2]
-    poses[-1, :, 2] = 0
-    return poses
+    return draws_alike(found.numpy(), skeleton_features(samples, size).numpy())

@@ -83,7 +83,9 @@ def skeleton_features(roi_keypoints: F32, size: int = 64) -> F32:
     Source: Pose2Seg section 3.3 (17 + 38 channels); sigma, width and signs from the released code.
     """
     _check(roi_keypoints, size)
-    return _skeleton_features(np.ascontiguousarray(roi_keypoints, np.float32), LIMBS, size)
+    maps = np.empty((len(roi_keypoints), CHANNELS, size, size), np.float32)
+    draw_skeletons(maps, np.ascontiguousarray(roi_keypoints, np.float32), LIMBS, 0)
+    return maps
 
 
 def _check(roi_keypoints: F32, size: int) -> None:
@@ -94,9 +96,14 @@ def _check(roi_keypoints: F32, size: int) -> None:
 
 
 @compiled
-def _skeleton_features(roi_keypoints: F32, limbs: I32, size: int) -> F32:
-    people, joints = roi_keypoints.shape[0], roi_keypoints.shape[1]
-    maps = np.zeros((people, joints + 2 * len(limbs), size, size), np.float32)
+def draw_skeletons(windows: F32, roi_keypoints: F32, limbs: I32, first_channel: int) -> None:
+    """`skeleton_features` into the channels of ``windows`` (N, C, S, S) from ``first_channel`` on; nothing is checked.
+
+    Every px of those channels is written, the others are left alone. ``limbs`` is `LIMBS`.
+    """
+    people, joints, size = roi_keypoints.shape[0], roi_keypoints.shape[1], windows.shape[3]
+    maps = windows[:, first_channel : first_channel + joints + 2 * len(limbs)]
+    maps[...] = 0.0
     variance2 = 2.0 * HEATMAP_SIGMA_PX**2
     radius = np.sqrt(variance2 * HEATMAP_CUTOFF)
     fall_x = np.empty(size, np.float64)
@@ -138,13 +145,36 @@ def _skeleton_features(roi_keypoints: F32, limbs: I32, size: int) -> F32:
                     if abs((column - x1) * ey - (row - y1) * ex) < LIMB_HALF_WIDTH_PX:
                         maps[n, joints + 2 * limb, row, column] = ex
                         maps[n, joints + 2 * limb + 1, row, column] = ey
-    return maps
 
 
 @compiled
 def _inside(low: float, high: float, size: int) -> tuple[int, int]:
     """Integer range low <= i < high cut to 0..size; cut as floats, since far joints exceed every integer."""
     return int(max(np.ceil(low), 0.0)) if low < size else size, int(min(np.ceil(high), float(size))) if high > 0 else 0
+
+
+def sample_poses(size: int, people: int = 12) -> F32:
+    """(N, 17, 3) poses on which a drawing is compared with ours, see `draws_alike`.
+
+    They lie all over a window of side ``size`` and beyond it, with absent, hidden and coinciding joints.
+    """
+    rng = np.random.default_rng(0)
+    poses = np.empty((people, JOINTS, 3), np.float32)
+    poses[:, :, :2] = rng.uniform(-0.2 * size, 1.2 * size, (people, JOINTS, 2))
+    poses[:, :, 2] = rng.integers(0, 3, (people, JOINTS))
+    poses[-2, :, :2] = poses[-2, :1, :2]
+    poses[-1, :, 2] = 0
+    return poses
+
+
+def draws_alike(found: F32, expected: F32) -> bool:
+    """Whether two drawings of the same poses are one and the same but for rounding.
+
+    Rounding may also decide whether a limb covers a px at its edge.
+    """
+    if found.shape != expected.shape:
+        return False
+    return bool((~(np.abs(found - expected) <= 1e-4)).mean() <= 1e-4)  # NaN differs from everything
 
 
 def skeleton_features_reference(roi_keypoints: F32, size: int = 64) -> F32:

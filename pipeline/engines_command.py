@@ -19,6 +19,7 @@ from engines.artifact import load_artifact
 from engines.engine import DEFAULT_OPTIONS, DEVICE_PATTERN
 from engines.plan_cache import Entry, PlanCache
 from engines.planned_engine import CONVERTERS, Build, plan_of, staleness
+from engines.segment_cut import how_segment_runs
 from engines.selection import AUTO_ORDER, PLAN_ENGINES, Candidate, Machine, ThisMachine, candidate
 from pipeline.command_line import SettingsParser, read_path, read_whole_number
 from pipeline.errors import EXIT_OK, EXIT_SINK, SettingsError
@@ -77,6 +78,7 @@ def describe(machine: Machine) -> dict[str, Any]:
     return {
         "auto": chosen,
         "engines": engines,
+        "segment_graph": how_segment_runs(default_artifact() / "segment.onnx"),
         "driver": {"version": driver.version, "cuda": list(driver.cuda), "problem": driver.problem},
         "gpus": [{**asdict(gpu), "capability": list(gpu.capability)} for gpu in driver.gpus],
         "cache": {"folder": folder, "plans": [_plan(entry, machine) for entry in cache.entries()]},
@@ -139,6 +141,7 @@ def _show(found: dict[str, Any], console: Console) -> None:
             "takes this" if engine["name"] == found["auto"] else "by name only" if engine["by_name_only"] else "",
         )
     console.print(table)
+    console.print(Text(f"segment graph of the default model on onnx and openvino: {found['segment_graph']}"))
     plans = found["cache"]["plans"]
     total = _size(sum(plan["bytes"] for plan in plans))
     caption = Text(f"{len(plans)} plans, {total}, in {found['cache']['folder']}")

@@ -46,6 +46,7 @@ RUNTIMES = {
     "engines/torch2trt_converter.py": TENSORRT,
     "engines/half_precision.py": {"onnx"},
     "engines/graph_cost.py": {"onnx"},
+    "engines/segment_cut.py": {"onnx"},
     "training/quantize.py": {"onnxruntime"},  # its quantisation tool, which writes graphs
 }
 ONLY_WITH_EXTRAS = (
@@ -54,7 +55,7 @@ ONLY_WITH_EXTRAS = (
     "torch2trt",
     "openvino",
     "torch",
-    "onnx",
+    "onnx",  # of the base installation, but loaded where it is used: it takes its time
     "onnxscript",
     "safetensors",
     "matplotlib",

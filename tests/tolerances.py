@@ -58,3 +58,7 @@ SWSCALE_LEVELS: Final = 3
 
 #: Where swscale interpolates chroma (NV12 frames) and our kernel repeats it, after shrinking: only at edges of colour.
 SWSCALE_INTERPOLATED_CHROMA_LEVELS: Final = 20
+
+#: The segment graph whole and cut before its SegModule: positions in float32 against float64, so samples that lie some
+#: 1e-5 of a px apart, and sums in another order.
+CUT_GRAPH: Final = {"rtol": 0.0, "atol": 2e-4}

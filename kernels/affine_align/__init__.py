@@ -17,7 +17,7 @@ from kernels.affine_align.reference import affine_align_reference, check_argumen
 from kernels.compilation import compiled
 from kernels.coordinates import F32, F64
 
-__all__ = ["affine_align", "affine_align_reference"]
+__all__ = ["affine_align", "affine_align_reference", "sample_windows"]
 
 
 def affine_align(
@@ -38,53 +38,68 @@ def affine_align(
         ValueError: shapes, or an image index outside 0..B-1.
     """
     check_arguments(features, feature_from_roi, roi_image, size)
-    return _affine_align(
+    channels = features.shape[1]
+    windows = np.empty((len(feature_from_roi), channels, size, size), np.float32)
+    sample_windows(
+        windows,
         np.ascontiguousarray(features, np.float32),
         np.ascontiguousarray(feature_from_roi, np.float64),
         np.ascontiguousarray(roi_image, np.int64),
-        size,
     )
+    return windows
 
 
 @compiled
-def _affine_align(features: F32, feature_from_roi: F64, roi_image: NDArray[np.int64], size: int) -> F32:
+def sample_windows(windows: F32, features: F32, feature_from_roi: F64, roi_image: NDArray[np.int64]) -> None:
+    """`affine_align` into the first C channels of ``windows`` (N, C or more, S, S); nothing is checked.
+
+    Every px of those channels is written, the others are left alone. All arrays must be C-contiguous.
+    """
     _, channels, height, width = features.shape
-    people, pixels = len(feature_from_roi), size * size
-    windows = np.zeros((people, channels, pixels), np.float32)
+    people, size = len(feature_from_roi), windows.shape[3]
+    pixels = size * size
     flat = features.reshape(features.shape[0], channels, height * width)
-    # Where to read and with what weight is the same for every channel: worked out once per person.
-    targets = np.empty(pixels, np.int64)
-    taps = np.empty((pixels, 4), np.int64)
-    weights = np.empty((pixels, 4), np.float32)
+    # Where to read and with what weight is the same for every channel: worked out once per person. An array for each
+    # corner, unsigned, so that the loop over px becomes vector instructions.
+    upper_left, upper_right = np.zeros(pixels, np.uint32), np.zeros(pixels, np.uint32)
+    lower_left, lower_right = np.zeros(pixels, np.uint32), np.zeros(pixels, np.uint32)
+    weights = np.zeros((4, pixels), np.float32)
     for n in range(people):
         matrix = feature_from_roi[n]
-        if not np.all(np.isfinite(matrix)):
-            continue
-        count = 0
-        for v in range(size):
-            for u in range(size):
-                x = matrix[0, 0] * u + matrix[0, 1] * v + matrix[0, 2]
-                y = matrix[1, 0] * u + matrix[1, 1] * v + matrix[1, 2]
-                if not (-1.0 < x < width and -1.0 < y < height):
-                    continue
-                x0, y0 = int(np.floor(x)), int(np.floor(y))
-                fx, fy = x - x0, y - y0
-                targets[count] = v * size + u
-                for corner in range(4):
-                    dx, dy = corner % 2, corner // 2
-                    inside = 0 <= x0 + dx < width and 0 <= y0 + dy < height
-                    weight = (fx if dx else 1.0 - fx) * (fy if dy else 1.0 - fy)
-                    taps[count, corner] = (y0 + dy) * width + x0 + dx if inside else 0
-                    weights[count, corner] = weight if inside else 0.0
-                count += 1
+        touched = False
+        weights[:] = 0.0
+        if np.all(np.isfinite(matrix)):
+            for v in range(size):
+                for u in range(size):
+                    x = matrix[0, 0] * u + matrix[0, 1] * v + matrix[0, 2]
+                    y = matrix[1, 0] * u + matrix[1, 1] * v + matrix[1, 2]
+                    if not (-1.0 < x < width and -1.0 < y < height):
+                        continue
+                    touched = True
+                    x0, y0 = int(np.floor(x)), int(np.floor(y))
+                    fx, fy = x - x0, y - y0
+                    left, right = x0 >= 0, x0 + 1 < width
+                    upper, lower = y0 >= 0, y0 + 1 < height
+                    i = v * size + u
+                    # A corner outside the map weighs nothing and reads px 0.
+                    upper_left[i] = y0 * width + x0 if upper and left else 0
+                    upper_right[i] = y0 * width + x0 + 1 if upper and right else 0
+                    lower_left[i] = (y0 + 1) * width + x0 if lower and left else 0
+                    lower_right[i] = (y0 + 1) * width + x0 + 1 if lower and right else 0
+                    weights[0, i] = (1.0 - fx) * (1.0 - fy) if upper and left else 0.0
+                    weights[1, i] = fx * (1.0 - fy) if upper and right else 0.0
+                    weights[2, i] = (1.0 - fx) * fy if lower and left else 0.0
+                    weights[3, i] = fx * fy if lower and right else 0.0
         for channel in range(channels):
+            window = windows[n, channel].reshape(pixels)
+            if not touched:
+                window[:] = 0.0
+                continue
             source = flat[roi_image[n], channel]
-            window = windows[n, channel]
-            for i in range(count):
-                window[targets[i]] = (
-                    weights[i, 0] * source[taps[i, 0]]
-                    + weights[i, 1] * source[taps[i, 1]]
-                    + weights[i, 2] * source[taps[i, 2]]
-                    + weights[i, 3] * source[taps[i, 3]]
+            for i in range(pixels):
+                window[i] = (
+                    weights[0, i] * source[upper_left[i]]
+                    + weights[1, i] * source[upper_right[i]]
+                    + weights[2, i] * source[lower_left[i]]
+                    + weights[3, i] * source[lower_right[i]]
                 )
-    return windows.reshape(people, channels, size, size)

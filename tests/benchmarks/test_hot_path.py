@@ -15,12 +15,14 @@ from benchmarks.hot_path_counts import (
     Counts,
     count_all,
     count_graph,
+    count_segment,
     keypoint_feeds,
-    segment_feeds,
     total,
 )
 from engines import default_artifact, load_artifact
 from engines.artifact import Artifact
+from engines.onnx_engine import OnnxEngine
+from engines.segment_cut import cut_segment_graph
 from tests.engines.graphs import model, tensor
 
 
@@ -61,11 +63,10 @@ def test_default_model_stays_within_its_budget(artifact: Artifact) -> None:
 
 def test_work_grows_linearly_in_people(artifact: Artifact) -> None:
     """What one more person costs is the same for the second and for the tenth."""
-    image = keypoint_feeds(artifact, 270, 480, 256)["image"]
-    one, three, ten = (
-        total(count_graph(artifact.graph_path("segment"), segment_feeds(artifact, image, people, 48)))
-        for people in (1, 3, 10)
+    cut = cut_segment_graph(
+        artifact.segment_path.read_bytes(), lambda content: OnnxEngine("part", threads=1, content=content)
     )
+    one, three, ten = (total(count_segment(cut, people, (40, 64))) for people in (1, 3, 10))
     for what in ("multiply_adds", "operations", "bytes_moved"):
         slope = (getattr(ten, what) - getattr(one, what)) / 9
         assert slope > 0

@@ -92,6 +92,7 @@ def test_a_laptop(capsys) -> None:
     assert engines["onnx"]["version"] == "1.32.0"
     assert "no NVIDIA driver" in engines["tensorrt"]["problem"]
     assert engines["openvino"]["remedy"] == "pip install openvino"
+    assert found["segment_graph"] == "windows by our kernel, 112 channels of 64 x 64"
     assert found["cache"]["plans"] == []
 
 
@@ -115,9 +116,16 @@ def test_the_table_is_for_people(capsys, model) -> None:
     capsys.readouterr()
     assert main(["list"], SERVER) == 0
     text = capsys.readouterr().out
-    for wanted in ("NVIDIA driver 580.95.05, CUDA 13.0", "takes this", "pip install tensorrt-rtx", "2 plans, 1"):
+    for wanted in (
+        "NVIDIA driver 580.95.05, CUDA 13.0",
+        "takes this",
+        "pip install tensorrt-rtx",
+        "2 plans, 1",
+        "windows by our",
+    ):
         assert wanted in text
     assert "segment.onnx" in text
+    assert "windows by our kernel" in text
     assert "tensorrt 11.4.0, GPU NVIDIA H100" in text
     assert "valid" in text
 
