@@ -9,6 +9,7 @@ import logging
 import os
 import random
 import subprocess
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -47,7 +48,11 @@ def _log_handlers_do_not_leak() -> Iterator[None]:
     root.setLevel(level)
 
 
-MACHINE_MARKERS = ("gpu", "nvcc", "rtsp_server")
+MACHINE_MARKERS = ("gpu", "nvcc", "rtsp_server", "torchvision")
+MUST_RUN = {
+    "gpu": "FAIL_WITHOUT_CUDA",
+    "torchvision": "REQUIRE_TORCHVISION",
+}  # variables that turn a skip into a failure
 
 
 @functools.cache
@@ -57,11 +62,23 @@ def _missing(marker: str) -> str | None:
         return None if find_nvcc() else "nvcc is not installed"
     if marker == "rtsp_server":
         return None if _has_rtsp_server() else "Debian's GStreamer RTSP server is not installed (make rtsp-server)"
+    if marker == "torchvision":
+        return _why_no_torchvision()
     try:
         import torch
     except ModuleNotFoundError:
         return "PyTorch is not installed"
     return None if torch.cuda.is_available() else "no CUDA device"
+
+
+def _why_no_torchvision() -> str | None:
+    """Asked in another process: a torchvision that does not fit leaves half of itself registered."""
+    code = "import torchvision.models.detection, torchvision; assert torchvision.extension._has_ops()"
+    try:
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120, check=False)
+    except subprocess.TimeoutExpired:
+        return "torchvision does not import within 120 s"
+    return None if done.returncode == 0 else "no torchvision that fits this PyTorch (docs/training.md says how)"
 
 
 def _has_rtsp_server() -> bool:
@@ -77,15 +94,17 @@ def _has_rtsp_server() -> bool:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for marker in MACHINE_MARKERS:
         if item.get_closest_marker(marker) and (reason := _missing(marker)):
-            if marker == "gpu" and os.environ.get("FAIL_WITHOUT_CUDA") == "1":
-                pytest.fail(f"{reason}, and FAIL_WITHOUT_CUDA=1 asks for one")
+            variable = MUST_RUN.get(marker)
+            if variable is not None and os.environ.get(variable) == "1":
+                pytest.fail(f"{reason}, and {variable}=1 asks for one")
             pytest.skip(reason)
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """With REQUIRE_ALL_TESTS=1, as `make test` sets it, a skipped test is a failure: nothing passes by not running.
 
-    Excepted are tests marked for what this machine lacks and pip cannot bring (``gpu``, ``nvcc``, ``rtsp_server``).
+    Excepted are tests marked for what this machine lacks and the pinned packages cannot bring (``gpu``, ``nvcc``,
+    ``rtsp_server``, ``torchvision``).
     """
     if os.environ.get("REQUIRE_ALL_TESTS") != "1" or exitstatus != pytest.ExitCode.OK:
         return

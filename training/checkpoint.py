@@ -159,6 +159,8 @@ def load_weights(path: Path, *, average: bool = True, changes: Sequence[str] = (
         if set(settings) != {"model"}:
             raise ValueError(f"only settings of the model can change here, got {', '.join(changes)}")
         network = new_network_of(model_settings_from_json(settings["model"]))
+    except ImportError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{path}: state.json does not describe a network of this version: {error}") from error
     try:

@@ -23,11 +23,10 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import cv2
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -40,16 +39,16 @@ from kernels.mask_paste import encode_rle, paste_masks
 from kernels.pose_decoding import DecodeParameters, decode_people
 from kernels.pose_fit import whole_frame_roi
 from kernels.roi_inputs import segment_feeds
-from kernels.skeleton import LIMBS
 from kernels.square_letterbox import SquareLetterbox, plan_square_letterbox, square_letterbox, whole_input_roi
 from training.dataset import CocoFolder, DataError, Photo, decode_mask
 from training.holdout import validation_ids
+from training.limb_masks import limb_mask
 from training.model_settings import AlignSettings
 from training.settings import SCORES
 from training.windows import roi_from_people
+from training.worst_cases import worst_cases
 
 EVALUATED_PERSON_SCORE = 0.02  # weaker people change AP by less than their noise, and cost time
-WORST_CASES = 16
 LONG_SIDE = 512  # px: of checkpoints, which have no manifest to say it
 MEDIUM_AREA_PX = (32**2, 96**2)  # COCO's medium people; larger ones are large
 
@@ -98,6 +97,19 @@ def open_model(folder: Path, *, engine: str = "auto", threads: int | None = None
         decode=decode,
     )
     return model, artifact.long_side
+
+
+class Detector(Protocol):
+    """A network that finds people and their masks by itself, from the picture alone."""
+
+    def people(self, image: U8, long_side: int) -> tuple[list[dict[str, Any]], F32]:
+        """Masks as COCO RLE of the picture's size, and their scores (N,), the best first.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            long_side: px the picture is scaled to.
+        """
+        ...
 
 
 Plan = Letterbox | SquareLetterbox
@@ -158,27 +170,6 @@ def segment_people(model: Model, features: F32, plan: Plan, people: FoundPeople)
     )
     outputs = model.segment.run({"features": features, **feeds})
     return outputs["probabilities"], outputs["scores"], roi_from_frame
-
-
-def limb_mask(keypoints: F32, visibility: NDArray[np.float32], height: int, width: int) -> U8:
-    """The trivial baseline: limbs as thick lines, the torso filled, a disc for the head; (H, W) uint8 of 0 and 1."""
-    mask = np.zeros((height, width), np.uint8)
-    points = np.round(keypoints[:, :2]).astype(int)
-    present = visibility > 0
-    if not present.any():
-        return mask
-    extent = float(np.ptp(keypoints[present, :2], axis=0).max())
-    thick = max(2, round(0.12 * extent))
-    for a, b in LIMBS:
-        if present[a] and present[b]:
-            cv2.line(mask, tuple(map(int, points[a])), tuple(map(int, points[b])), 1, thick)
-    torso = [j for j in (5, 6, 12, 11) if present[j]]
-    if len(torso) >= 3:
-        cv2.fillConvexPoly(mask, cv2.convexHull(points[torso].astype(np.int32)), 1)
-    head = [j for j in range(5) if present[j]]
-    if head:
-        cv2.circle(mask, tuple(map(int, points[head].mean(0))), max(2, round(0.1 * extent)), 1, -1)
-    return mask
 
 
 def true_people(photo: Photo) -> list[int]:
@@ -346,7 +337,16 @@ def evaluate_photo(
         shared = {"image_id": photo.image_id, "category_id": 1, "score": float(values[i])}
         flat = poses.keypoints[i].astype(float).round(2).reshape(-1).tolist()
         out.keypoint_results.append({**shared, "score": float(poses.scores[i]), "keypoints": flat})
-        out.mask_results.append({**shared, "segmentation": rles[i]})
+    record_masks(photo, rles, values, out)
+
+
+def record_masks(photo: Photo, rles: list[dict[str, Any]], scores: ArrayLike, out: Evaluation) -> None:
+    """Note the masks of one picture (COCO RLE) with their scores (N,), and how well each true person is met."""
+    n = len(rles)
+    for rle, score in zip(rles, np.asarray(scores, float), strict=True):
+        out.mask_results.append(
+            {"image_id": photo.image_id, "category_id": 1, "score": float(score), "segmentation": rle}
+        )
     listed = true_people(photo)
     if not listed:
         return
@@ -383,53 +383,9 @@ def summarise(photos: list[Photo], evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def worst_cases(
-    folder: CocoFolder, cases: list[tuple[float, Photo, int, U8]], path: Path, count: int = WORST_CASES
-) -> None:
-    """A sheet of the people with the lowest IoU: truth outlined in green, the result tinted."""
-    tiles = []
-    for value, photo, index, mask in sorted(cases, key=lambda c: c[0])[:count]:
-        image = folder.image(photo).copy()
-        inside = mask > 0
-        image[inside] = (0.45 * image[inside] + 0.55 * np.array([255, 64, 64])).astype(np.uint8)
-        truth = decode_mask(photo.people[index].segmentation, photo.height, photo.width)
-        outlines, _ = cv2.findContours(truth, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(image, outlines, -1, (0, 255, 0), 2)
-        for x, y, v in photo.people[index].keypoints:
-            if v > 0:
-                cv2.circle(image, (round(float(x)), round(float(y))), 3, (255, 255, 0) if v > 1 else (255, 160, 0), -1)
-        x0, y0, x1, y1 = photo.people[index].box
-        side = max(x1 - x0, y1 - y0) * 1.4
-        cx, cy = (x0 + x1) / 2, (y0 + y1) / 2
-        matrix = np.array([[260 / side, 0, 130 - cx * 260 / side], [0, 260 / side, 130 - cy * 260 / side]])
-        tile = cv2.warpAffine(image, matrix, (260, 260), flags=cv2.INTER_AREA, borderValue=(40, 40, 40))
-        cv2.putText(
-            tile,
-            f"IoU {value:.2f}  {photo.file_name}",
-            (6, 252),
-            cv2.FONT_HERSHEY_SIMPLEX,
-            0.38,
-            (255, 255, 255),
-            1,
-            cv2.LINE_AA,
-        )
-        tiles.append(tile)
-    if not tiles:
-        return
-    while len(tiles) % 4:
-        tiles.append(np.zeros_like(tiles[0]))
-    sheet = np.concatenate([np.concatenate(tiles[i : i + 4], axis=1) for i in range(0, len(tiles), 4)])
-    try:
-        written = cv2.imwrite(str(path), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
-    except cv2.error:  # a suffix that OpenCV does not know
-        written = False
-    if not written:
-        raise DataError(f"cannot write {path}: expected a writable .png path")
-
-
 def evaluate(
     folder: CocoFolder,
-    model: Model,
+    model: Model | Detector,
     *,
     long_side: int,
     poses: str | Path,
@@ -440,6 +396,8 @@ def evaluate(
 ) -> tuple[dict[str, Any], Evaluation]:
     """Figures of a model on a data set; see `main` for the options."""
     chosen = folder.photos if photos is None else photos
+    if not isinstance(model, Model):
+        return _evaluate_detector(folder, model, chosen, long_side, str(poses), masks, score, progress=progress)
     from_file = poses_from_file(Path(poses), model.joint_threshold) if poses not in ("gt", "engine") else None
     score = score or ("one" if poses == "gt" else "pose*mask")
     out = Evaluation()
@@ -463,6 +421,30 @@ def evaluate(
     return {**figures, "poses": str(poses), "masks": masks, "score": score, "long_side": long_side}, out
 
 
+def _evaluate_detector(
+    folder: CocoFolder,
+    model: Detector,
+    photos: list[Photo],
+    long_side: int,
+    poses: str,
+    masks: str,
+    score: str | None,
+    *,
+    progress: bool,
+) -> tuple[dict[str, Any], Evaluation]:
+    if poses != "engine" or masks != "engine" or score not in (None, "mask", "one"):
+        raise DataError(
+            f"a detector finds people and masks by itself: expected --poses engine, --masks engine and --score mask or "
+            f"one, got {poses}, {masks} and {score}"
+        )
+    out = Evaluation()
+    for photo in track(photos, description="evaluate") if progress else photos:
+        rles, scores = model.people(folder.image(photo), long_side)
+        record_masks(photo, rles, np.ones(len(rles)) if score == "one" else scores, out)
+    figures = {**summarise(photos, out), "keypoints": None}  # it has no joints
+    return {**figures, "poses": "none", "masks": "detector", "score": score or "mask", "long_side": long_side}, out
+
+
 def validate(network: Any, settings: Any) -> dict[str, float | None]:
     """Figures on the held-out pictures of every source during training: mean IoU with true poses, and AP on complete
     sources.
@@ -472,6 +454,8 @@ def validate(network: Any, settings: Any) -> dict[str, float | None]:
 
     model = network_model(network)
     score = None if settings.eval.score == "auto" else settings.eval.score
+    detects = not isinstance(model, Model)
+    long_side = max(settings.canvas) if detects else LONG_SIDE
     figures: dict[str, float | None] = {}
     for source in settings.sources:
         if not source.holdout_every or source.photo_weight + source.cutout_weight <= 0:
@@ -481,26 +465,27 @@ def validate(network: Any, settings: Any) -> dict[str, float | None]:
         photos = [p for p in folder.photos if p.image_id in kept and true_people(p)]
         if photos:
             name = Path(source.annotations).parent.name
-            result, _ = evaluate(folder, model, long_side=LONG_SIDE, poses="gt", score=score, photos=photos)
+            poses = "engine" if detects else "gt"
+            result, _ = evaluate(folder, model, long_side=long_side, poses=poses, score=score, photos=photos)
             figures[f"{name} mean IoU"] = result["mean_iou"]
             if source.complete:
                 figures[f"{name} mask AP"] = result["mask"]["AP"]
-            if source.complete and model.keypoints is not None:
+            if source.complete and isinstance(model, Model) and model.keypoints is not None:
                 own, _ = evaluate(folder, model, long_side=LONG_SIDE, poses="engine", score=score, photos=photos)
                 figures[f"{name} end-to-end AP"] = own["mask"]["AP"]
                 figures[f"{name} keypoint AP"] = own["keypoints"]["AP"]
     return figures
 
 
-def checkpoint_model(path: Path, changes: list[str], threads: int | None) -> tuple[Model, int]:
-    """A checkpoint's moving average run by PyTorch, and the long side to measure it at.
+def checkpoint_model(path: Path, changes: list[str], threads: int | None) -> tuple[Model | Detector, int]:
+    """A checkpoint's moving average run by PyTorch, and the long side to measure it at: a detector's is its canvas.
 
     Raises:
         DataError: it cannot be read, or does not fit the changed settings.
     """
     import torch
 
-    from training.checkpoint import CheckpointError, load_weights
+    from training.checkpoint import CheckpointError, describe, load_weights
     from training.torch_engine import network_model
 
     if threads is not None:
@@ -510,7 +495,9 @@ def checkpoint_model(path: Path, changes: list[str], threads: int | None) -> tup
     except CheckpointError as error:
         raise DataError(str(error)) from error
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return network_model(network.to(device)), LONG_SIDE
+    model = network_model(network.to(device))
+    canvas = describe(path)["settings"].get("canvas")
+    return model, LONG_SIDE if isinstance(model, Model) or not canvas else max(canvas)
 
 
 def report(figures: Mapping[str, Any]) -> str:
@@ -563,6 +550,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         if options.checkpoint is not None:
+            model: Model | Detector
             model, long_side = checkpoint_model(options.checkpoint, options.set, options.threads)
         elif options.set:
             raise ValueError("--set changes a checkpoint, not an exported model: give --checkpoint")

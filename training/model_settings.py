@@ -13,7 +13,7 @@ from typing import Any
 from kernels.coordinates import F32
 from kernels.pose_fit import PAPER_TEMPLATES, prepare_templates
 
-OWN_WIDTH = {"live": 48, "paper": 256}  # channels of the features and of the mask part, by family
+OWN_WIDTH = {"live": 48, "paper": 256, "mask_rcnn": 256}  # channels of the features and of the mask part, by family
 PUBLISHED_BY_IMPORTANCE = (0, 2, 1)  # of `PAPER_TEMPLATES`: whole body, half body, whole body from behind
 
 
@@ -41,6 +41,18 @@ class BackboneSettings:
         one_of("backbone.stride_in", self.stride_in, ("3x3", "1x1"))
         if self.width < 1:
             raise ValueError(f"backbone.width must be at least 1, got {self.width}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorSettings:
+    """The family `mask_rcnn`; see `training.mask_rcnn`."""
+
+    norm: str = "frozen"  # frozen: norm layers keep what the initial weights say; batch: they learn, for random weights
+    trained_stages: int = 3  # of the ResNet, from the last one back; 5: all. The rest keeps its initial weights
+
+    def __post_init__(self) -> None:
+        one_of("detector.norm", self.norm, ("frozen", "batch"))
+        one_of("detector.trained_stages", self.trained_stages, (0, 1, 2, 3, 4, 5))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +134,7 @@ class ModelSettings:
     seg_dilations: tuple[int, ...] = (1, 2, 4, 1, 2, 4)  # residual units of the family `live`
     roi_size: int = 64
     backbone: BackboneSettings = field(default_factory=BackboneSettings)
+    detector: DetectorSettings = field(default_factory=DetectorSettings)
     seg: SegSettings = field(default_factory=SegSettings)
     skeleton: SkeletonSettings = field(default_factory=SkeletonSettings)
     align: AlignSettings = field(default_factory=AlignSettings)
@@ -137,6 +150,15 @@ class ModelSettings:
         if self.roi_size < 8 or self.roi_size % 2:
             raise ValueError(f"roi_size must be even and at least 8 px, got {self.roi_size}")
         plain = ModelSettings.__dataclass_fields__
+        if self.family == "mask_rcnn":
+            plain_parts = {name: kind() for name, kind in NESTED.items() if name != "detector"}
+            plain_parts |= {name: plain[name].default for name in ("seg_dilations", "roi_size")}
+            foreign = [name for name, value in plain_parts.items() if getattr(self, name) != value]
+            if foreign:
+                raise ValueError(f"{', '.join(foreign)} belong to networks that are given poses, this is mask_rcnn")
+            return
+        if self.detector != DetectorSettings():
+            raise ValueError(f"detector belongs to the family mask_rcnn, this is {self.family}")
         if self.family == "live":
             own_to_paper = {
                 "backbone": self.backbone != BackboneSettings(),
@@ -152,6 +174,7 @@ class ModelSettings:
 
 NESTED = {
     "backbone": BackboneSettings,
+    "detector": DetectorSettings,
     "seg": SegSettings,
     "skeleton": SkeletonSettings,
     "align": AlignSettings,

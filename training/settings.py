@@ -17,6 +17,7 @@ MAY_CHANGE = (
     "output",
     "init_movenet",
     "init_resnet",
+    "init_mask_rcnn",
     "init_checkpoint",
     "steps",
     "workers",
@@ -52,10 +53,19 @@ MASK_PART_LEARNS = {
 }  # parts of the network and their default rates; a recipe names those it changes
 
 
+SCHEDULES: dict[str, tuple[float, ...]] = {  # shares of a run after which the rate drops to a tenth
+    "cosine": (),
+    "paper": (33 / 40,),
+    "release": (15 / 25, 20 / 25),
+    "detectron": (6 / 9, 8 / 9),
+}
 SCORES = ("one", "pose", "mask", "pose*mask")  # of a mask in an evaluation
-PARTS = {"live": tuple(MASK_PART_LEARNS), "paper": ("backbone", "seg_module")}
-PAPER_DEFAULTS: dict[str, Any] = {  # of recipes whose model is of the family `paper`: it has no keypoint heads
-    "lr_scale": {"backbone": 1.0, "seg_module": 1.0},
+PARTS = {
+    "live": tuple(MASK_PART_LEARNS),
+    "paper": ("backbone", "seg_module"),
+    "mask_rcnn": ("backbone", "rpn", "roi_heads"),
+}
+WITHOUT_KEYPOINTS: dict[str, Any] = {  # defaults of recipes whose model has no keypoint heads
     "relative_rate_parts": (),
     "keypoint_loss_weight": 0.0,
     "predicted_pose_share": 0.0,
@@ -87,7 +97,8 @@ class TrainSettings:
     order: str = "drawn"  # drawn: samples with replacement, by weight; epochs: every photograph once, then again
     photometric: bool = True  # random exposure, colour, blur, noise and compression
     init_movenet: Path | None = None  # ONNX file the backbone and the keypoint heads start from
-    init_resnet: Path | None = None  # ImageNet weights of ResNet-50 that the paper's backbone starts from
+    init_resnet: Path | None = None  # ImageNet weights of ResNet-50: of the paper's backbone or Mask R-CNN's
+    init_mask_rcnn: Path | None = None  # weights of torchvision's Mask R-CNN to start from
     init_checkpoint: Path | None = None  # checkpoint folder to start from (weights only)
     seed: int = 0
     steps: int = 6000
@@ -96,6 +107,7 @@ class TrainSettings:
     learning_rate: float = 2e-3
     schedule: str = (
         "cosine"  # cosine | paper (x0.1 after 33/40 of the steps) | release (x0.1, x0.01 after 15/25 and 20/25)
+        # | detectron (x0.1, x0.01 after 6/9 and 8/9)
     )
     lr_scale: dict[str, float] = field(
         default_factory=lambda: dict(MASK_PART_LEARNS)
@@ -105,7 +117,7 @@ class TrainSettings:
     # which left tensors of 0.0005 to 37 RMS; one Adam step of a common rate would wreck the small ones.
     warmup_steps: int = 150
     weight_decay: float = 0.03
-    optimiser: str = "adamw"  # adamw | adam (the paper's release: weight decay 0)
+    optimiser: str = "adamw"  # adamw | adam (the paper's release: weight decay 0) | sgd (Detectron: momentum 0.9)
     gradient_clip: float = 5.0
     ema: float = 0.998
     mask_loss_weight: float = 3.0
@@ -125,8 +137,8 @@ class TrainSettings:
     def __post_init__(self) -> None:
         if any(side % 32 for side in self.canvas):
             raise ValueError(f"canvas must be multiples of 32, got {self.canvas}")
-        one_of("schedule", self.schedule, ("cosine", "paper", "release"))
-        one_of("optimiser", self.optimiser, ("adamw", "adam"))
+        one_of("schedule", self.schedule, tuple(SCHEDULES))
+        one_of("optimiser", self.optimiser, ("adamw", "adam", "sgd"))
         one_of("view", self.view, ("random", "letterbox"))
         one_of("order", self.order, ("drawn", "epochs"))
         if self.view == "letterbox" and self.canvas[0] != self.canvas[1]:
@@ -136,8 +148,10 @@ class TrainSettings:
             raise ValueError("order epochs goes through photographs: set compose_weight and cutout_weight to 0")
         family = self.model.family
         if family == "live" and self.init_resnet is not None:
-            raise ValueError("init_resnet belongs to the family paper; the family live has init_movenet")
-        if family == "paper":
+            raise ValueError("init_resnet belongs to paper and mask_rcnn; the family live has init_movenet")
+        if family != "mask_rcnn" and self.init_mask_rcnn is not None:
+            raise ValueError(f"init_mask_rcnn belongs to the family mask_rcnn, this is {family}")
+        if family != "live":
             wanted = {
                 "keypoint_loss_weight": 0,
                 "predicted_pose_share": 0,
@@ -146,7 +160,7 @@ class TrainSettings:
             }
             wrong = [f"{name} {value}" for name, value in wanted.items() if getattr(self, name) != value]
             if wrong:
-                raise ValueError(f"the family paper has no keypoint heads: set {', '.join(wrong)}")
+                raise ValueError(f"the family {family} has no keypoint heads: set {', '.join(wrong)}")
             if set(self.lr_scale) != set(PARTS[family]):
                 raise ValueError(f"lr_scale must name {', '.join(PARTS[family])}, got {', '.join(self.lr_scale)}")
 
@@ -169,13 +183,13 @@ def settings_from_json(content: dict[str, Any], **overrides: Any) -> TrainSettin
     unknown = sorted(set(merged) - known)
     if unknown:
         raise ValueError(f"unknown training settings {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-    for name in ("data", "output", "init_movenet", "init_resnet", "init_checkpoint"):
+    for name in ("data", "output", "init_movenet", "init_resnet", "init_mask_rcnn", "init_checkpoint"):
         if merged.get(name) is not None:
             merged[name] = Path(merged[name])
     if isinstance(merged.get("model"), dict):
         merged["model"] = model_settings_from_json(merged["model"])
-    if merged.get("model", ModelSettings()).family == "paper":
-        merged = {**PAPER_DEFAULTS, **merged}
+    if (family := merged.get("model", ModelSettings()).family) != "live":
+        merged = {"lr_scale": dict.fromkeys(PARTS[family], 1.0), **WITHOUT_KEYPOINTS, **merged}
     if isinstance(merged.get("eval"), dict):
         merged["eval"] = checked_part(EvalSettings, merged["eval"], "eval")
     if "lr_scale" in merged:

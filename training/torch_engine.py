@@ -14,9 +14,10 @@ from torch import nn
 
 from engines.artifact import SIGNATURES
 from engines.engine import TensorSpec
-from training.evaluate import Model
+from training.evaluate import Detector, Model
 from training.families import Network
 from training.graphs import FeaturesGraph, KeypointGraph, SegmentGraph
+from training.mask_rcnn import MaskRcnnDetector, MaskRcnnNetwork
 from training.paper_model import PaperNetwork
 
 JOINT_THRESHOLD = 0.2
@@ -45,8 +46,10 @@ class TorchGraph:
         """Nothing to free."""
 
 
-def network_model(network: Network) -> Model:
+def network_model(network: Network) -> Model | Detector:
     """A network as `training.evaluate` wants it. The network is put into eval mode."""
+    if isinstance(network, MaskRcnnNetwork):
+        return MaskRcnnDetector(network)
     device = next(network.parameters()).device
     if isinstance(network, PaperNetwork):
         of_picture = {"features": TorchGraph(FeaturesGraph(network), "features", device)}

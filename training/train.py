@@ -38,11 +38,12 @@ from training.dataset import DataError, Scene, SceneDataset
 from training.families import Network, new_network_of, whole_input_window
 from training.graphs import people_candidates
 from training.losses import distillation_loss, keypoint_losses, keypoint_targets, mask_loss
+from training.mask_rcnn import MaskRcnnNetwork, MaskRcnnTrainer, load_detector_trunk, load_mask_rcnn
 from training.model import LiveNetwork
 from training.movenet_weights import load_movenet
 from training.resnet_weights import load_resnet
 from training.rois import build_rois
-from training.settings import TrainSettings, settings_from_json, with_changes
+from training.settings import SCHEDULES, TrainSettings, settings_from_json, with_changes
 
 JOINT_THRESHOLD = 0.15  # a decoded joint below it counts as not found
 
@@ -74,8 +75,7 @@ def learning_rate_factor(settings: TrainSettings, step: int) -> float:
         warm = min(1.0, (step + 1) / max(settings.warmup_steps, 1))
         return warm * (0.5 + 0.5 * math.cos(math.pi * share))
     warm = 1 / 3 + 2 / 3 * min(1.0, step / max(settings.warmup_steps, 1))  # spec section 7: lr/3 -> lr
-    drops = (33 / 40,) if settings.schedule == "paper" else (15 / 25, 20 / 25)
-    return warm * 0.1 ** sum(share >= drop for drop in drops)
+    return warm * 0.1 ** sum(share >= drop for drop in SCHEDULES[settings.schedule])
 
 
 def build_optimiser(network: Network, settings: TrainSettings) -> torch.optim.Optimizer:
@@ -84,13 +84,15 @@ def build_optimiser(network: Network, settings: TrainSettings) -> torch.optim.Op
     Norms, biases and parts with relative rates do not decay.
     """
     groups: list[dict[str, Any]] = []
+    held = network.held_parameters() if isinstance(network, MaskRcnnNetwork) else set()
     for part, module in network.named_children():
         scale = settings.rate_scale(part)
         for parameter in module.parameters():
-            parameter.requires_grad_(scale > 0)
+            parameter.requires_grad_(scale > 0 and id(parameter) not in held)
         if scale > 0:
-            decayed = [p for p in module.parameters() if p.ndim > 1 and p.shape[1] > 1]
-            plain = [p for p in module.parameters() if not (p.ndim > 1 and p.shape[1] > 1)]
+            learning = [p for p in module.parameters() if p.requires_grad]
+            decayed = [p for p in learning if p.ndim > 1 and p.shape[1] > 1]
+            plain = [p for p in learning if not (p.ndim > 1 and p.shape[1] > 1)]
             rate = settings.learning_rate * scale
             if part in settings.relative_rate_parts:
                 for parameter in module.parameters():
@@ -101,6 +103,8 @@ def build_optimiser(network: Network, settings: TrainSettings) -> torch.optim.Op
             groups.append({"params": plain, "weight_decay": 0.0, "lr": rate, "base": rate})
     if not groups:
         raise ValueError("every part of the network is frozen: set an lr_scale above 0")
+    if settings.optimiser == "sgd":
+        return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=0.9)
     kind = torch.optim.AdamW if settings.optimiser == "adamw" else torch.optim.Adam
     return kind(groups, betas=(0.9, 0.999), eps=1e-8)
 
@@ -233,6 +237,16 @@ def new_network(settings: TrainSettings) -> Network:
             raise CheckpointError(f"{settings.init_checkpoint} holds another network: {error}") from error
     elif settings.init_movenet is not None:
         load_movenet(network, settings.init_movenet)
+    elif isinstance(network, MaskRcnnNetwork):
+        if settings.init_mask_rcnn is not None:
+            load_mask_rcnn(network, settings.init_mask_rcnn)
+        elif settings.init_resnet is not None:
+            load_detector_trunk(network, settings.init_resnet)
+        elif settings.model.detector.norm == "frozen":
+            raise ValueError(
+                "norm layers that never learn need weights: give init_mask_rcnn or init_resnet, or set "
+                "model.detector.norm to batch and model.detector.trained_stages to 5"
+            )
     elif settings.init_resnet is not None:
         load_resnet(network.backbone.trunk, settings.init_resnet)
     return network
@@ -273,7 +287,8 @@ def train(settings: TrainSettings, *, stop_after: int | None = None) -> Path:
         first_step, history = state["step"], state["history"]
         if scaler.is_enabled() and state.get("scaler"):
             scaler.load_state_dict(state["scaler"])
-    model: torch.nn.Module = Trainer(network, settings)
+    trainer = MaskRcnnTrainer if isinstance(network, MaskRcnnNetwork) else Trainer
+    model: torch.nn.Module = trainer(network, settings)
     if world > 1:
         model = torch.nn.parallel.DistributedDataParallel(
             model, device_ids=[device.index] if device.type == "cuda" else None
@@ -417,8 +432,11 @@ def parse_arguments(arguments: list[str] | None = None) -> TrainSettings:
     )
     parser.add_argument("--init-movenet", type=Path, help="ONNX file of MoveNet MultiPose Lightning to start from")
     parser.add_argument(
-        "--init-resnet", type=Path, help="ImageNet weights of ResNet-50 that the paper's backbone takes"
+        "--init-resnet",
+        type=Path,
+        help="ImageNet weights of ResNet-50: of the paper's backbone or Mask R-CNN's",
     )
+    parser.add_argument("--init-mask-rcnn", type=Path, help="weights of torchvision's Mask R-CNN, 2 or 91 classes")
     parser.add_argument("--init-checkpoint", type=Path, help="checkpoint folder to start from")
     parser.add_argument(
         "--set",
@@ -439,7 +457,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         settings = parse_arguments(arguments)
         path = train(settings)
-    except (DataError, CheckpointError, NonFiniteLoss, ValueError, OSError) as error:
+    except (DataError, CheckpointError, NonFiniteLoss, ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"finished: {path}")

@@ -68,8 +68,8 @@ def test_parts_of_a_recipe_are_checked_too(change: dict, said: str) -> None:
     ("change", "said"),
     [
         ({"canvas": [100, 128]}, "canvas must be multiples of 32, got .100, 128."),
-        ({"schedule": "linear"}, "schedule must be one of cosine, paper, release, got 'linear'"),
-        ({"optimiser": "sgd"}, "optimiser must be one of adamw, adam, got 'sgd'"),
+        ({"schedule": "linear"}, "schedule must be one of cosine, paper, release, detectron, got 'linear'"),
+        ({"optimiser": "lion"}, "optimiser must be one of adamw, adam, sgd, got 'lion'"),
     ],
 )
 def test_values_that_are_not_allowed_name_the_allowed_ones(change: dict, said: str) -> None:
@@ -103,9 +103,11 @@ def test_flags_override_the_recipe(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_the_recipes_of_the_repository_are_readable(path: Path) -> None:
     settings = settings_from_json(json.loads(path.read_text()), data="data", output="out")
-    with torch.device("meta"):
-        parts = {name for name, _ in new_network_of(settings.model).named_children()}
-    assert set(settings.lr_scale) == parts == set(PARTS[settings.model.family])
+    assert set(settings.lr_scale) == set(PARTS[settings.model.family])
+    if settings.model.family != "mask_rcnn":  # whose parts tests/training/test_mask_rcnn.py checks
+        with torch.device("meta"):
+            parts = {name for name, _ in new_network_of(settings.model).named_children()}
+        assert set(settings.lr_scale) == parts
     if settings.model.family == "live":
         assert sum(source.cutout_weight for source in settings.sources) > 0
         assert settings.backgrounds
@@ -138,7 +140,7 @@ def test_the_recipes_of_the_paper_say_what_the_paper_says(name: str, epochs: int
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("model.family=dead", "family must be one of live, paper, got 'dead'"),
+        ("model.family=dead", "family must be one of live, paper, mask_rcnn, got 'dead'"),
         ("model.seg.units=0", r"seg\.units must be a whole number of at least 1, got 0"),
         ("model.seg.depth=3", "unknown settings depth of the model's seg; known are units"),
         ("model.seg=3", "the model's seg must be a JSON object, got 3"),

@@ -1,0 +1,225 @@
+"""Mask R-CNN with ResNet50-FPN, the detector that the paper compares with, through torchvision (extra `mask-rcnn`).
+
+The family `mask_rcnn` of `training.train` and `training.evaluate`: the same scenes to learn from, the same pictures and
+the same figures; one class, person. The layers and losses are torchvision's `MaskRCNN`, and so are the names of the
+weights: a file of torchvision's own starts it (``--init-mask-rcnn``; of one with COCO's 91 classes the rows of
+background and person are taken), or ImageNet weights of the ResNet (``--init-resnet``), or nothing
+(``model.detector.norm`` batch).
+
+A picture is letterboxed into a square as for the family `paper`, in training and evaluation alike, in place of
+torchvision's own resizing. A person's box is the annotated one where the scene knows it, else that of the visible mask.
+Whoever has no mask in a scene is background: torchvision knows no regions to ignore.
+
+Source: He et al., Mask R-CNN, ICCV 2017; schedule and flips of `training/mask_rcnn.json` as in Detectron.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.random import Generator
+from pycocotools import mask as coco_mask
+from torch import Tensor, nn
+
+from kernels.coordinates import F32, F64, U8
+from kernels.square_letterbox import SquareLetterbox, plan_square_letterbox, square_letterbox
+from training.dataset import Scene
+from training.model_settings import ModelSettings
+from training.resnet_weights import CLASSIFIER, read_tensors, require_same_tensors, without_counters
+from training.rois import annotated_box, target_mask
+from training.settings import TrainSettings
+
+CLASSES = 2  # background, person
+COCO_CLASSES = 91  # of torchvision's published weights: background first, then person
+MASK_THRESHOLD = 0.5
+OF_CLASSES = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")  # layers with rows per class
+SAME = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+
+
+def import_torchvision() -> Any:
+    """torchvision with its compiled operators.
+
+    Raises:
+        ImportError: it is not installed, or does not fit the PyTorch beside it; says what to install.
+    """
+    advice = (
+        "install the extra mask-rcnn: pip install 'pose2seg-live[train,mask-rcnn]', in an environment whose torch and "
+        "torchvision are releases made for each other (docs/training.md names a pair)"
+    )
+    try:
+        import torchvision
+        from torchvision.models import detection  # noqa: F401  operators are looked up here
+    except ModuleNotFoundError as error:
+        raise ImportError(f"the family mask_rcnn needs torchvision: {advice}") from error
+    except (RuntimeError, OSError, ImportError) as error:  # "operator torchvision::nms does not exist"
+        raise ImportError(f"this torchvision does not fit torch {torch.__version__} ({error}): {advice}") from error
+    return torchvision
+
+
+class MaskRcnnNetwork(nn.Module):
+    """torchvision's Mask R-CNN for one class; its parts by torchvision's names.
+
+    Raises:
+        ImportError: see `import_torchvision`.
+    """
+
+    finds_people = False  # not by joints: it has no keypoint heads
+
+    def __init__(self, settings: ModelSettings) -> None:
+        super().__init__()
+        if settings.family != "mask_rcnn":
+            raise ValueError(f"family must be 'mask_rcnn' here, got {settings.family!r}")
+        torchvision = import_torchvision()
+        from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
+
+        self.settings = settings
+        frozen = settings.detector.norm == "frozen"
+        norm = torchvision.ops.misc.FrozenBatchNorm2d if frozen else nn.BatchNorm2d
+        trunk = torchvision.models.resnet50(weights=None, norm_layer=norm)
+        backbone = _resnet_fpn_extractor(trunk, settings.detector.trained_stages)
+        whole = torchvision.models.detection.MaskRCNN(backbone, num_classes=CLASSES, _skip_resize=True)
+        self.backbone, self.rpn, self.roi_heads = whole.backbone, whole.rpn, whole.roi_heads
+        self._transform = (whole.transform,)  # in a tuple: it has no weights and is no part of the network
+        self._held = {name for name, value in self.named_parameters() if not value.requires_grad}
+
+    def held_parameters(self) -> set[int]:
+        """Identities of parameters that keep their initial values whatever the rates say: `detector.trained_stages`."""
+        return {id(value) for name, value in self.named_parameters() if name in self._held}
+
+    def forward(self, images: Tensor, targets: list[dict[str, Tensor]] | None = None) -> Any:
+        """Losses by name in training mode; else for each picture boxes, scores and masks (28 x 28) in input px.
+
+        Args:
+            images: (B, 3, H, W) RGB, 0..255.
+            targets: for each picture ``boxes`` (N, 4) xyxy, ``labels`` (N,) of 1, ``masks`` (N, H, W) uint8.
+        """
+        listed, targets = self._transform[0](list(images.float() / 255), targets)
+        features = self.backbone(listed.tensors)
+        proposals, rpn_losses = self.rpn(listed, features, targets)
+        detections, losses = self.roi_heads(features, proposals, listed.image_sizes, targets)
+        return {**losses, **rpn_losses} if self.training else detections
+
+
+def scene_target(scene: Scene) -> tuple[F64, U8]:
+    """Boxes (N, 4) xyxy in px edges and masks (N, H, W) of the people of a scene who have a mask and area."""
+    height, width = scene.labels.shape
+    boxes, masks = [], []
+    for n in np.flatnonzero(scene.has_mask):
+        if scene.photo_masks is not None and height == width:
+            mask = target_mask(scene, int(n), SAME, height)
+        else:
+            mask = scene.labels == n + 1
+        box = np.clip(annotated_box(scene, int(n)), 0, (width, height, width, height))
+        if mask.any() and (box[2:] - box[:2]).min() >= 1:
+            boxes.append(box)
+            masks.append(mask)
+    if not boxes:
+        return np.zeros((0, 4)), np.zeros((0, height, width), np.uint8)
+    return np.stack(boxes), np.stack(masks).astype(np.uint8)
+
+
+class MaskRcnnTrainer(nn.Module):
+    """One forward pass with all losses, as `training.train.Trainer` for the other families."""
+
+    def __init__(self, network: MaskRcnnNetwork, settings: TrainSettings) -> None:
+        super().__init__()
+        self.network, self.settings = network, settings
+
+    def forward(self, image: Tensor, scenes: list[Scene], rng: Generator) -> dict[str, Tensor]:
+        """torchvision's five losses; half of the pictures are mirrored, as in Detectron.
+
+        torchvision draws anchors and proposals from PyTorch's global generator. It is set from ``rng``, which
+        depends on the step alone: a resumed run draws what an uninterrupted one would have drawn.
+        """
+        torch.manual_seed(int(rng.integers(2**62)))
+        width = image.shape[-1]
+        images, targets = [], []
+        for picture, scene in zip(image, scenes, strict=True):
+            boxes, masks = scene_target(scene)
+            shown = picture
+            if rng.random() < 0.5:
+                shown, masks = picture.flip(-1), np.ascontiguousarray(masks[..., ::-1])
+                boxes = np.stack((width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]), axis=1)
+            images.append(shown)
+            targets.append(
+                {
+                    "boxes": torch.from_numpy(boxes.astype(np.float32)).to(image.device),
+                    "labels": torch.ones(len(boxes), dtype=torch.int64, device=image.device),
+                    "masks": torch.from_numpy(masks).to(image.device),
+                }
+            )
+        losses: dict[str, Tensor] = self.network(torch.stack(images), targets)
+        return {name.removeprefix("loss_"): value for name, value in losses.items()}
+
+
+class MaskRcnnDetector:
+    """A network as `training.evaluate.Detector`. It is put into eval mode."""
+
+    def __init__(self, network: MaskRcnnNetwork) -> None:
+        self.network = network.eval()
+        self.device = next(network.parameters()).device
+
+    @torch.no_grad()
+    def people(self, image: U8, long_side: int) -> tuple[list[dict[str, Any]], F32]:
+        """Masks as COCO RLE of the picture's size and their scores (N,), falling; N at most 100, scores above 0.05."""
+        from torchvision.models.detection.roi_heads import paste_masks_in_image
+
+        height, width = image.shape[:2]
+        plan = plan_square_letterbox(height, width, side=long_side)
+        batch = torch.from_numpy(square_letterbox(image, plan)).permute(2, 0, 1)[None].to(self.device)
+        found = self.network(batch)[0]
+        boxes = torch.from_numpy(frame_boxes(found["boxes"].cpu().numpy(), plan).astype(np.float32))
+        order = torch.argsort(found["scores"].cpu(), descending=True, stable=True)
+        masks = found["masks"].cpu()
+        rles = []
+        for index in order:  # one at a time: a hundred whole masks of a large picture do not fit into memory
+            pasted = paste_masks_in_image(masks[index, None], boxes[index, None], (height, width))[0, 0]
+            rles.append(coco_mask.encode(np.asfortranarray((pasted > MASK_THRESHOLD).numpy().astype(np.uint8))))
+        return rles, found["scores"].cpu()[order].numpy()
+
+
+def frame_boxes(boxes: F32, plan: SquareLetterbox) -> F64:
+    """(N, 4) xyxy edges in input px to edges in px of the picture (px centres are whole numbers in ``plan``)."""
+    scale, shift = float(plan.input_from_frame[0, 0]), plan.input_from_frame[:, 2].astype(np.float64)
+    return (boxes.astype(np.float64) - 0.5 - np.tile(shift, 2)) / scale + 0.5
+
+
+def one_class(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights for COCO's 91 classes to those for background and person; others as they are."""
+    score = tensors.get("roi_heads.box_predictor.cls_score.weight")
+    if score is None or len(score) != COCO_CLASSES:
+        return tensors
+    chosen = dict(tensors)
+    for name, value in tensors.items():
+        if name.startswith(OF_CLASSES) and len(value) % COCO_CLASSES == 0:  # box regression has four rows a class
+            rows = value.reshape(COCO_CLASSES, -1, *value.shape[1:])[:CLASSES]
+            chosen[name] = rows.reshape(-1, *value.shape[1:]).contiguous()
+    return chosen
+
+
+def load_mask_rcnn(network: MaskRcnnNetwork, path: Path) -> None:
+    """Start from a file of torchvision's Mask R-CNN with ResNet50-FPN, of 2 or 91 classes.
+
+    Raises:
+        ValueError: the file cannot be read or is another network; names what is missing, unexpected or of other shape.
+    """
+    tensors = one_class(without_counters(read_tensors(path)))
+    require_same_tensors(path, without_counters(network.state_dict()), tensors)
+    network.load_state_dict(tensors, strict=False)
+
+
+def load_detector_trunk(network: MaskRcnnNetwork, path: Path) -> None:
+    """Start the ResNet from ImageNet weights in torchvision's file format, classifier left out.
+
+    Raises:
+        ValueError: as in `load_mask_rcnn`.
+    """
+    body: nn.Module = network.backbone.body
+    tensors = without_counters(read_tensors(path))
+    for name in CLASSIFIER:
+        tensors.pop(name, None)
+    require_same_tensors(path, without_counters(body.state_dict()), tensors)
+    body.load_state_dict(tensors, strict=False)
