@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from engines import EngineError, EngineLoadError, default_artifact, load_artifact
-from pipeline.batch.file import FileOptions
+from pipeline.batch.file import FileOptions, outputs_are_there
 from pipeline.batch.machine import Resources, resources, share
 from pipeline.batch.plan import BatchInput, plan_inputs, shown_name
 from pipeline.batch.probe import measured_fps, plan_table, probe
@@ -62,7 +62,8 @@ def main(arguments: Sequence[str]) -> int:
     """
     parser = parser_of(BatchSettings, prog="pose2seg batch", description=DESCRIPTION, epilog=EPILOG)
     values = vars(parser.parse_args(arguments))
-    settings = BatchSettings(**{**values, "inputs": tuple(values["inputs"])})
+    several = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    settings = BatchSettings(**(values | several))
     out = settings.out if settings.out is not None else Path()
     artifact = load_artifact(settings.model if settings.model is not None else default_artifact())
     job = JobFolder(out)
@@ -100,7 +101,7 @@ def main(arguments: Sequence[str]) -> int:
         display = BatchDisplay(errors, settings.stats_every_s)
         with _signals(batch):
             batch.run(display)
-        return _conclude(batch, settings.kinds)
+        return _conclude(batch, options.file)
 
 
 def _share(settings: BatchSettings, files: int, found: Resources, threads: int | None = None) -> tuple[int, int]:
@@ -209,8 +210,7 @@ class Batch:
             same = state.size < 0
         if state.status == "failed":
             return same and not retry_failed
-        whole = all(item.output(self.job.out, kind).is_file() for kind in self._options.file.write)
-        return state.status == "done" and same and whole
+        return state.status == "done" and same and outputs_are_there(item, self.job.out, state, self._options.file)
 
     def _settle(self, item: BatchInput, state: FileState) -> None:
         self.states[item.path] = state
@@ -417,7 +417,7 @@ def _signals(batch: Batch) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _conclude(batch: Batch, kinds: Sequence[str]) -> int:
+def _conclude(batch: Batch, options: FileOptions) -> int:
     """Write the report, print its short form."""
     rows = rows_of(batch.job, batch.inputs, batch.states)
     table = Table(title=Text(f"report: {batch.job.out / HTML_NAME}"), title_justify="left")
@@ -433,7 +433,7 @@ def _conclude(batch: Batch, kinds: Sequence[str]) -> int:
         table.caption = Text(f"and {len(rows) - _ROWS_SHOWN} more in the report")
     say(PatientConsole(highlight=False), table)
     try:
-        write_report(batch.job.out, rows, kinds)
+        write_report(batch.job.out, rows, options.write, options.layers)
     except SinkError as error:
         log.warning("no report: %s", error)
     if batch.interrupted:

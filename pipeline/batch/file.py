@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,12 +22,24 @@ import numpy as np
 
 from engines.device import device_of
 from kernels.coordinates import U8
+from pipeline.batch.layers import (
+    SegmentLayers,
+    assemble_layer,
+    existing_outputs,
+    files_below,
+    outputs_of,
+    put_in_place,
+    remove_output,
+    save_heatmaps,
+)
 from pipeline.batch.plan import BatchInput, is_image, require_inside
 from pipeline.batch.state import FileState, JobFolder, Segment, bring_to_disk, replace_file
 from pipeline.batch.video import Position, SegmentedVideo, SegmentSource, join_video
 from pipeline.build import Model, model_stages
 from pipeline.contact_sheet import ContactSheetSink
 from pipeline.errors import PipelineError, SinkError, SourceError
+from pipeline.layers.options import Layer, read_layers
+from pipeline.layers.state import pack_state, unpack_state
 from pipeline.messages import FrameResult
 from pipeline.protocols import Sink
 from pipeline.runtime import Pipeline
@@ -42,6 +53,7 @@ log = logging.getLogger(__name__)
 
 ENCODER_THREADS: Final = 1  # x264 makes other bits of the same frames with other numbers of threads
 PICTURE_WIDTH: Final = 320  # px, in the report
+LAYER_STATE: Final = "layers-{:06d}.npz"
 _PART: Final = {"video": ".mp4", "json": ".jsonl", "coco": ".coco"}
 
 
@@ -64,7 +76,8 @@ class FileOptions:
     """What to do with each input.
 
     Attributes:
-        settings: of the model and of what is written; its source and outputs are not used.
+        settings: of the model, of what is written and of layers, whose paths are relative; its source and other
+            outputs are not used.
         write: kinds of `pipeline.batch.plan.OUTPUT_SUFFIXES`.
         segment_s: see `pipeline.batch.video.SegmentedVideo`.
         overwrite: replace outputs that are not of this job.
@@ -74,6 +87,10 @@ class FileOptions:
     write: tuple[str, ...]
     segment_s: float
     overwrite: bool = False
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        return read_layers(self.settings.layer)
 
 
 def process_file(
@@ -101,6 +118,14 @@ def process_file(
     """
     with job.file_locked(item.key):
         return _OneFile(item, job, model, options, report, stop).run()
+
+
+def outputs_are_there(item: BatchInput, out: Path, state: FileState, options: FileOptions) -> bool:
+    """Whether all outputs of an input that is done are in place."""
+    names = outputs_of(options.layers, state.segments)
+    return all(item.output(out, kind).is_file() for kind in options.write) and all(
+        (out / f"{item.name}.{name}").exists() for name in names
+    )
 
 
 class _OneFile:
@@ -157,7 +182,7 @@ class _OneFile:
 
     def _is_usable(self, state: FileState) -> bool:
         if state.status == "done":
-            return all(self._item.output(self._job.out, kind).is_file() for kind in self._options.write)
+            return outputs_are_there(self._item, self._job.out, state, self._options)
         return self._job.parts_are_whole(self._item.key, state)
 
     def _refuse_foreign_outputs(self) -> None:
@@ -166,6 +191,11 @@ class _OneFile:
             require_inside(path.parent, self._job.out)
             if path.exists() and not self._state.replaces:
                 raise SinkError(f"{path}: exists already and is not of this batch: move it away or add --overwrite")
+        base = self._job.out / self._item.name
+        require_inside(base.parent, self._job.out)
+        found = existing_outputs(self._options.layers, base)
+        if found and not self._state.replaces:
+            raise SinkError(f"{found[0]}: exists already and is not of this batch: move it away or add --overwrite")
 
     def _process(self) -> None:
         state = self._state
@@ -199,10 +229,13 @@ class _OneFile:
             smooth_joints=settings.smooth_joints,
         )
         sheet = ContactSheetSink(self._folder / "sheet.png", overwrite=True)
-        self._restore(affine, compose, sheet)
+        layers = SegmentLayers(settings, self._options.layers, self._folder, number)
+        self._restore(affine, compose, sheet, layers)
         parts = {kind: self._folder / f"{number:06d}{_PART[kind]}" for kind in self._options.write if kind in _PART}
         sinks = self._sinks(parts, video)
         source = SegmentSource(video, self._item.name)
+        border = _Border(layers, lambda: source.ended and video.has_more())
+        sinks += [border, *layers.set.sinks]
         pipeline = Pipeline(
             source,
             [KeptOpen(keypoints), affine, KeptOpen(segment), compose, WriteStage([*sinks, _Unfinished(sheet)])],
@@ -223,6 +256,8 @@ class _OneFile:
         if first is None or not source.ended:
             raise SourceError(f"{self._item.name}: segment {number} gave no frames: try another copy")
         pictures = self._save_sheet(sheet, number)
+        if self._options.layers:
+            replace_file(self._folder / LAYER_STATE.format(number), pack_state(border.state))
         base = first.frame.time_base
         state.segments.append(
             Segment(
@@ -231,7 +266,8 @@ class _OneFile:
                 seconds=time.monotonic() - started,
                 first_pts=first.frame.pts,
                 time_base=(base.numerator, base.denominator),
-                parts={path.name: _size_on_disk(path) for path in parts.values()},
+                parts={path.name: _size_on_disk(path) for path in [*parts.values(), *layers.parts()]},
+                starts=layers.starts(),
             )
         )
         state.resume = {
@@ -240,10 +276,11 @@ class _OneFile:
             "smoother": compose.smoother_of(0).to_state(),
             "sheet": sheet.to_state(),
             "pictures": pictures,
+            "layers": LAYER_STATE.format(number) if self._options.layers else None,
         }
         self._job.save(self._item.key, state)
-        for old in self._folder.glob("pictures-*.png"):
-            if old.name != pictures:
+        for old in (*self._folder.glob("pictures-*.png"), *self._folder.glob("layers-*.npz")):
+            if old.name not in {pictures, state.resume["layers"]}:
                 old.unlink(missing_ok=True)
 
     def _sinks(self, parts: dict[str, Path], video: SegmentedVideo) -> list[Sink]:
@@ -268,7 +305,9 @@ class _OneFile:
                 )
         return sinks
 
-    def _restore(self, affine: AffineStage, compose: ComposeStage, sheet: ContactSheetSink) -> None:
+    def _restore(
+        self, affine: AffineStage, compose: ComposeStage, sheet: ContactSheetSink, layers: SegmentLayers
+    ) -> None:
         resume = self._state.resume
         if resume is None:
             return
@@ -276,6 +315,16 @@ class _OneFile:
         affine.tracker_of(0).restore(resume["tracker"])
         compose.smoother_of(0).restore(resume["smoother"])
         sheet.restore(resume["sheet"], self._pictures(resume))
+        if self._options.layers:
+            layers.set.restore(self._layer_state(resume))
+
+    def _layer_state(self, resume: dict[str, Any]) -> Any:
+        try:
+            return unpack_state((self._folder / resume["layers"]).read_bytes())
+        except (OSError, ValueError) as error:
+            raise SourceError(
+                f"{self._item.name}: {resume['layers']} is damaged: add --overwrite to start anew"
+            ) from error
 
     def _pictures(self, resume: dict[str, Any]) -> list[U8]:
         image = cv2.imread(str(self._folder / resume["pictures"]))
@@ -310,16 +359,18 @@ class _OneFile:
                 finished.append((beside, target))
                 self._assemble(kind, beside, resume)
                 bring_to_disk(beside)
+            finished += self._assemble_layers(resume)
             kept = self._pictures(resume)
             replace_file(self._folder / "picture.jpg", _report_picture(kept[len(kept) // 2]))
             state.status = "publishing"
             self._job.save(self._item.key, state)
             for beside, target in finished:
-                os.replace(beside, target)
+                put_in_place(beside, target)
                 bring_to_disk(target.parent)
+            self._remove_people_of_before({target for _, target in finished})
         except (OSError, av.FFmpegError) as error:
             for beside, _ in finished:
-                beside.unlink(missing_ok=True)
+                remove_output(beside)
             if isinstance(error, PipelineError):
                 raise
             path = finished[-1][1] if finished else self._job.out
@@ -331,6 +382,45 @@ class _OneFile:
         state.resume = None
         self._job.save(self._item.key, state)
         self._job.remove_parts(self._item.key)
+
+    def _assemble_layers(self, resume: dict[str, Any]) -> list[tuple[Path, Path]]:
+        """Outputs of all layers, each with the name that it gets; what is half done when it fails is removed."""
+        layers, segments = self._options.layers, self._state.segments
+        if not layers:
+            return []
+        base = self._job.out / self._item.name
+        require_inside(base.parent, self._job.out)
+        base.parent.mkdir(parents=True, exist_ok=True)
+        origin_s = resume["position"]["origin"][0] * Fraction(*resume["position"]["origin"][1:])
+        found = outputs_of(layers, segments)
+        finished = {
+            name: (base.with_name(f".{base.name[:100]}.{self._item.key[:8]}.part.{name}"), self._layer_path(name))
+            for name in found
+        }
+        try:
+            for name, parts in found.items():
+                if parts:
+                    assemble_layer(name, parts, segments, self._folder, finished[name][0], origin_s=origin_s)
+            if any(layer.kind == "heatmap" for layer in layers):
+                targets = {name: beside for name, (beside, _) in finished.items()}
+                save_heatmaps(self._options.settings, layers, self._layer_state(resume), targets)
+            for file in files_below(beside for beside, _ in finished.values()):
+                bring_to_disk(file)
+        except BaseException:
+            for beside, _ in finished.values():
+                remove_output(beside)
+            raise
+        return list(finished.values())
+
+    def _layer_path(self, name: str) -> Path:
+        return self._job.out / f"{self._item.name}.{name}"
+
+    def _remove_people_of_before(self, placed: set[Path]) -> None:
+        """Files of people whom an earlier run of this batch found, and this one did not."""
+        if self._state.replaces:
+            for path in existing_outputs(self._options.layers, self._job.out / self._item.name):
+                if path not in placed:
+                    remove_output(path)
 
     def _assemble(self, kind: str, path: Path, resume: dict[str, Any]) -> None:
         count = len(self._state.segments)
@@ -392,6 +482,26 @@ class _Unfinished:
 
     def close(self) -> None:
         """Goes on in the next segment."""
+
+
+class _Border:
+    """Closed before the layers' sinks: takes what they remember, and whether another segment follows."""
+
+    def __init__(self, layers: SegmentLayers, goes_on: Callable[[], bool]) -> None:
+        self._layers = layers
+        self._goes_on = goes_on
+        self.state: Any = None
+
+    def check(self) -> None:
+        """Writes nothing."""
+
+    def write(self, result: FrameResult) -> None:
+        """Waits for the end."""
+
+    def close(self) -> None:
+        if self._goes_on():
+            self._layers.set.close_later()
+        self.state = self._layers.set.to_state()
 
 
 class _CocoEntries:

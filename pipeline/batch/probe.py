@@ -6,7 +6,7 @@ import itertools
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +21,8 @@ from pipeline.batch.progress import duration
 from pipeline.batch.video import MarkedVideo, SegmentedVideo, SegmentSource
 from pipeline.build import Model, model_stages, open_model
 from pipeline.errors import PipelineError
+from pipeline.layers.options import read_layers
+from pipeline.layers.sinks import LayerSet
 from pipeline.runtime import Pipeline
 from pipeline.settings import Settings
 from pipeline.stage5_compose import ComposeStage
@@ -73,7 +75,7 @@ def measured_fps(probes: Iterable[Probe], settings: Settings, *, kinds: Sequence
     Args:
         probes: inputs.
         settings: of the model.
-        kinds: what is written; the video, which costs most of these, is drawn and encoded here too.
+        kinds: what is written; the video, which costs most of these, is drawn and encoded here too, and so are layers.
 
     Raises:
         EngineError: there is no model.
@@ -107,9 +109,17 @@ def _measure(item: BatchInput, model: Model, settings: Settings, *, video: bool)
             threads=ENCODER_THREADS,
             encoder=settings.video_encoder,
         )
+        placed = [replace(layer, path=Path(folder) / layer.path) for layer in read_layers(settings.layer)]
+        layers = LayerSet(settings, placed).sinks
         pipeline = Pipeline(
             SegmentSource(reader, item.name),
-            [KeptOpen(keypoints), affine, KeptOpen(segment), compose, WriteStage([sink] if video else [])],
+            [
+                KeptOpen(keypoints),
+                affine,
+                KeptOpen(segment),
+                compose,
+                WriteStage([*([sink] if video else []), *layers]),
+            ],
             max_frames=MEASURED_FRAMES,
         )
         try:

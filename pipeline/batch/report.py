@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
+from pipeline.batch.layers import outputs_of
 from pipeline.batch.plan import OUTPUT_SUFFIXES, BatchInput, shown_name
 from pipeline.batch.progress import duration
 from pipeline.batch.state import FileState, JobFolder, replace_file
 from pipeline.errors import SinkError
+from pipeline.layers.options import Layer
 
 HTML_NAME: Final = "report.html"
 CSV_NAME: Final = "report.csv"
@@ -78,13 +80,13 @@ def rows_of(job: JobFolder, inputs: Sequence[BatchInput], states: dict[str, File
     return sorted(rows, key=lambda row: order[row.result])
 
 
-def write_report(out: Path, rows: Sequence[ReportRow], kinds: Sequence[str]) -> None:
+def write_report(out: Path, rows: Sequence[ReportRow], kinds: Sequence[str], layers: Sequence[Layer] = ()) -> None:
     """Write both files, each as a whole.
 
     Raises:
         SinkError: there is no room.
     """
-    for name, text in ((HTML_NAME, html_report(rows, kinds)), (CSV_NAME, csv_report(rows))):
+    for name, text in ((HTML_NAME, html_report(rows, kinds, layers)), (CSV_NAME, csv_report(rows))):
         path = out / name
         if path.is_symlink():
             raise SinkError(f"{path}: expected no link where the report goes: remove it")
@@ -117,12 +119,12 @@ def csv_report(rows: Sequence[ReportRow]) -> str:
     return text.getvalue()
 
 
-def html_report(rows: Sequence[ReportRow], kinds: Sequence[str]) -> str:
+def html_report(rows: Sequence[ReportRow], kinds: Sequence[str], layers: Sequence[Layer] = ()) -> str:
     """The page. Everything that comes from names or messages is escaped; it holds no script."""
     counts = {result: sum(row.result == result for row in rows) for result in ("done", "failed", "not finished")}
     frames = sum(row.state.frames for row in rows if row.state is not None)
     seconds = sum(row.state.seconds for row in rows if row.state is not None)
-    body = "\n".join(_html_row(row, kinds) for row in rows)
+    body = "\n".join(_html_row(row, kinds, layers) for row in rows)
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -150,7 +152,7 @@ def html_report(rows: Sequence[ReportRow], kinds: Sequence[str]) -> str:
 """
 
 
-def _html_row(row: ReportRow, kinds: Sequence[str]) -> str:
+def _html_row(row: ReportRow, kinds: Sequence[str], layers: Sequence[Layer]) -> str:
     state = row.state
     picture = ""
     if row.picture:
@@ -158,8 +160,10 @@ def _html_row(row: ReportRow, kinds: Sequence[str]) -> str:
         picture = f'<img alt="" src="data:image/jpeg;base64,{data}">'
     links = ""
     if row.result == "done":
+        named = [(kind, OUTPUT_SUFFIXES[kind]) for kind in kinds]
+        named += [(Path(name).stem, f".{name}") for name in outputs_of(layers, state.segments if state else ())]
         links = "<br>" + " ".join(
-            f'<a href="{html.escape(quote(f"./{row.item.name}{OUTPUT_SUFFIXES[kind]}"))}">{kind}</a>' for kind in kinds
+            f'<a href="{html.escape(quote(f"./{row.item.name}{ending}"))}">{kind}</a>' for kind, ending in named
         )
     texts = [*state.warnings, state.error] if state is not None else []
     said = "".join(f"<br>{html.escape(shown_name(text))}" for text in texts if text)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from pipeline.batch.layers import read_batch_layers
 from pipeline.batch.plan import OUTPUT_SUFFIXES
 from pipeline.errors import SettingsError
+from pipeline.layers.options import read_background
+from pipeline.layers.pictures import read_picture
 from pipeline.settings import Settings, flag_of
 
 #: Options of a single run that mean the same here.
@@ -15,9 +19,12 @@ SHARED = (
     *("model", "engine", "device", "precision", "threads", "batch", "long_side", "person_threshold"),
     *("joint_threshold", "smooth_joints", "mask_threshold", "queue_depth", "video_crf", "video_preset"),
     *("video_encoder", "stats_every_s"),
+    *("layer_ids", "layer_background", "refine_edges", "steady_edges", "cover_frames", "hide_ahead"),
 )
 #: Options that do not change results.
 _FREE = ("queue_depth", "stats_every_s", "batch")
+#: Options that decide results where there are layers.
+_OF_LAYERS = ("layer_ids", "layer_background", "refine_edges", "steady_edges", "cover_frames", "hide_ahead")
 
 
 def _option(default: Any, text: str, *, metavar: str | None = None, choices: tuple[str, ...] | None = None) -> Any:
@@ -47,6 +54,18 @@ class BatchSettings:
     )
     out: Path | None = _option(None, "folder of all outputs, mirrored; needed", metavar="DIR")
     write: str = _option("video,json", f"outputs of each input: some of {','.join(OUTPUT_SUFFIXES)}", metavar="KINDS")
+    layer: tuple[str, ...] = _option(
+        (),
+        "also write a layer of each input: KIND, or KIND=FORMAT such as cutout=webm, cutout=png (a folder), "
+        "cutout={id}.mov (a file per person); may be given several times (docs/layers.md)",
+        metavar="KIND[=FORMAT]",
+    )
+    layer_ids: str | None = _shared("layer_ids")
+    layer_background: str = _shared("layer_background")
+    refine_edges: bool = _shared("refine_edges")
+    steady_edges: bool = _shared("steady_edges")
+    cover_frames: int = _shared("cover_frames")
+    hide_ahead: int = _shared("hide_ahead")
     workers: str = _option("auto", "processes; auto takes what cores and memory allow", metavar="N")
     segment_seconds: float = _option(30.0, "an interrupted batch loses at most so much video of a file", metavar="S")
     overwrite: bool = _option(False, "start anew and replace outputs that exist")
@@ -73,7 +92,7 @@ class BatchSettings:
         if self.out is None:
             raise SettingsError("batch needs a folder for its outputs: add --out DIR")
         unknown = [kind for kind in self.kinds if kind not in OUTPUT_SUFFIXES]
-        if unknown or not self.kinds:
+        if unknown or not (self.kinds or self.layer):
             allowed = ",".join(OUTPUT_SUFFIXES)
             raise SettingsError(f"{flag_of('write')} must be some of {allowed}, got {self.write or 'nothing'}")
         if self.workers != "auto" and not (self.workers.isdecimal() and 1 <= int(self.workers) <= 1024):
@@ -81,6 +100,8 @@ class BatchSettings:
         if not 0.1 <= self.segment_seconds <= 86400:
             raise SettingsError(f"{flag_of('segment_seconds')} must be from 0.1 to 86400, got {self.segment_seconds}")
         self.of_files()
+        if self.layer:
+            self._deciding_of_layers()  # a background that cannot be read is told before anything starts
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -96,10 +117,28 @@ class BatchSettings:
         values = {name: getattr(self, name) for name in SHARED}
         if threads is not None:
             values["threads"] = threads
+        values["layer"] = tuple(f"{layer.kind}={layer.path}" for layer in read_batch_layers(self.layer))
         return Settings(source="batch", **values)
 
     def deciding(self) -> dict[str, Any]:
         """The options that decide results, as plain JSON values."""
-        values = {name: getattr(self, name) for name in SHARED if name not in _FREE}
+        values = {name: getattr(self, name) for name in SHARED if name not in {*_FREE, *_OF_LAYERS}}
         values["model"] = None if self.model is None else str(self.model.absolute())
+        values["layer"] = self._deciding_of_layers() if self.layer else None
         return {**values, "write": sorted(self.kinds), "segment_seconds": self.segment_seconds}
+
+    def _deciding_of_layers(self) -> dict[str, Any]:
+        values = {name: getattr(self, name) for name in _OF_LAYERS}
+        background = read_background(self.layer_background)
+        if isinstance(background, Path):
+            values["layer_background"] = picture_digest(background)
+        return {**values, "layer": sorted(str(layer.path) for layer in read_batch_layers(self.layer))}
+
+
+def picture_digest(path: Path) -> str:
+    """What a picture shows, as a text: another one of the same name gives other results.
+
+    Raises:
+        SettingsError: it cannot be read.
+    """
+    return hashlib.sha256(read_picture(path).tobytes()).hexdigest()

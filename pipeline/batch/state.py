@@ -42,6 +42,7 @@ class Segment:
         first_pts: of its first frame, in units of ``time_base`` (numerator, denominator) seconds.
         time_base: see ``first_pts``.
         parts: name of a part -> its length in bytes.
+        starts: parts that do not begin with the segment's first frame -> pts of their own.
     """
 
     frames: int
@@ -50,6 +51,7 @@ class Segment:
     first_pts: int
     time_base: tuple[int, int]
     parts: dict[str, int]
+    starts: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True, kw_only=True)

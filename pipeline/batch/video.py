@@ -352,7 +352,7 @@ def _join(
                 copied[stream.index] = output.add_stream_from_template(stream)
             except (av.FFmpegError, ValueError) as error:
                 warnings.append(f"audio left out: {name}: {error}")
-        streams = [_video_packets(parts, video)]
+        streams = [video_packets(parts, video)]
         if copied:
             streams.append(_audio_packets(heard, copied, origin_s, warnings))
         for _, _, packet in heapq.merge(*streams, key=lambda entry: entry[:2]):
@@ -363,7 +363,13 @@ def _join(
 _Timed = tuple[float, int, Any]
 
 
-def _video_packets(parts: Sequence[tuple[Path, Fraction]], stream: Any) -> Iterator[_Timed]:
+def video_packets(parts: Sequence[tuple[Path, Fraction]], stream: Any) -> Iterator[_Timed]:
+    """Packets of encoded parts one after the other, each as time in s, 0, packet for ``stream``.
+
+    Args:
+        parts: files, and when each one's first frame is shown, s.
+        stream: of the output.
+    """
     last = -1
     for path, start_s in parts:
         with av.open("file:" + str(path)) as container:

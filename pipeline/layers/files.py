@@ -101,6 +101,20 @@ class MatteVideo(VideoSink):
         return super()._converted(np.asarray(cv2.cvtColor(picture, cv2.COLOR_GRAY2RGB), np.uint8))
 
 
+def png_bytes(picture: U8, path: Path) -> bytes:
+    """A picture (H, W), (H, W, 3) RGB or (H, W, 4) RGBA as PNG.
+
+    Raises:
+        SinkError: it cannot be one; ``path`` is named.
+    """
+    order = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}
+    stored = cv2.cvtColor(picture, order[picture.shape[2]]) if picture.ndim == 3 else picture
+    ok, data = cv2.imencode(".png", stored, [cv2.IMWRITE_PNG_COMPRESSION, _PNG_EFFORT])
+    if not ok:
+        raise SinkError(f"{path}: a picture of {picture.shape} cannot be made a PNG")
+    return data.tobytes()
+
+
 class PngFolder:
     """A folder of pictures, 000000.png and on, numbered as the frames of the run. Every file is whole, or not there."""
 
@@ -128,17 +142,13 @@ class PngFolder:
         if not self._begun:
             self._begin()
             self._begun = True
-        order = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}
-        stored = cv2.cvtColor(picture, order[picture.shape[2]]) if picture.ndim == 3 else picture
-        ok, data = cv2.imencode(".png", stored, [cv2.IMWRITE_PNG_COMPRESSION, _PNG_EFFORT])
-        if not ok:
-            raise SinkError(f"{self._path}: a picture of {picture.shape} cannot be made a PNG")
+        data = png_bytes(picture, self._path)
         path = self._path / f"{self._clock.number:06d}.png"
         unfinished = path.with_suffix(".part")
         file = create_output(unfinished, overwrite=True)
         try:
             try:
-                write_whole(file, data.tobytes(), path)
+                write_whole(file, data, path)
             finally:
                 close_output(file, path)
             os.replace(unfinished, path)

@@ -185,7 +185,12 @@ def test_workers_and_threads(cores, workers_fit, files, said, expected) -> None:
 def test_settings_and_their_refusals(tmp_path) -> None:
     good = BatchSettings(inputs=("a",), out=tmp_path, write="json,json,coco")
     assert good.kinds == ("json", "coco")
-    assert set(good.deciding()) >= set(SHARED) - {"queue_depth", "stats_every_s", "batch"}
+    of_layers = {"layer_ids", "layer_background", "refine_edges", "steady_edges", "cover_frames", "hide_ahead"}
+    assert set(good.deciding()) >= set(SHARED) - {"queue_depth", "stats_every_s", "batch"} - of_layers
+    assert good.deciding()["layer"] is None  # as a batch of an older version, which goes on
+    with_layers = BatchSettings(inputs=("a",), out=tmp_path, write="", layer=("cutout", "blur"), cover_frames=30)
+    assert set(with_layers.deciding()["layer"]) == {*of_layers, "layer"}
+    assert with_layers.of_files().layer == ("cutout=cutout.mov", "blur=blur.mp4")
     assert good.of_files(3).threads == 3
     for values, message in (
         ({"out": None}, "add --out"),
@@ -194,6 +199,9 @@ def test_settings_and_their_refusals(tmp_path) -> None:
         ({"workers": "0"}, "--workers must be"),
         ({"segment_seconds": 0.0}, "--segment-seconds must be"),
         ({"video_crf": 99}, "--video-crf must be"),
+        ({"layer_ids": "1"}, "add --layer"),
+        ({"layer": ("blur=x.mp4",)}, "named for their inputs"),
+        ({"layer": ("background",), "layer_background": "none.png"}, "cannot be read"),
     ):
         with pytest.raises(SettingsError, match=message):
             BatchSettings(**{"inputs": ("a",), "out": tmp_path, **values})
