@@ -45,7 +45,7 @@ class Cutout:
     alpha: U8  # (h, w) 0..255
     keypoints: F32  # (17, 3)
     cut_below: bool  # the photograph's border cuts the body at the bottom
-    origin: str = ""  # file name of the photograph
+    origin: str = ""  # file name of the photograph and the person's number in it
 
 
 class CutoutLibrary:
@@ -130,16 +130,18 @@ def cut_out_people(folder: CocoFolder, *, without: Collection[int]) -> list[Cuto
     cutouts = []
     for photo in folder.photos:
         people = [
-            p for p in photo.people if p.segmentation is not None and not p.crowd and (p.keypoints[:, 2] > 0).sum() >= 4
+            (number, p)
+            for number, p in enumerate(photo.people)
+            if p.segmentation is not None and not p.crowd and (p.keypoints[:, 2] > 0).sum() >= 4
         ]
         if not people or photo.image_id in without:
             continue
         image = folder.image(photo)
-        for person in people:
+        for number, person in people:
             mask = decode_mask(person.segmentation, photo.height, photo.width)
             if mask.sum() < 900 or is_in_pieces(mask):
                 continue
-            cutouts.append(cut_out(image, mask, person.keypoints, origin=photo.file_name))
+            cutouts.append(cut_out(image, mask, person.keypoints, origin=f"{photo.file_name}#{number}"))
     return cutouts
 
 

@@ -9,11 +9,11 @@ from 0.75. People are cut out of the tenth of each set that `hold_back_tenth` ke
 seed and on i alone, so a shorter benchmark is the beginning of a longer one, and the same command with the same
 library versions on the same kind of processor writes the same bytes; benchmark.json lists their SHA-256.
 
-Written are images/*.png; annotations.json (COCO; `segmentation` is what is seen, and of our own
-`amodal_segmentation` is the body as far as it lies in the picture, hidden parts too, `joint_flags` says of each joint
-visible, occluded, outside or unlabelled, `amodal_keypoints` keeps those outside, `max_iou` of the boxes of what is
-seen, `visible_share`, `depth` 0 is furthest back, `cutout` the photograph); ochuman.json, as the authors of OCHuman
-write theirs; benchmark.json; max_iou.png, histograms; sheet.png, some scenes.
+Written are images/*.png; annotations.json (COCO; `segmentation` is what is seen; of our own `amodal_segmentation` is
+the body as far as it lies in the picture, hidden parts too, `joint_flags` says of each joint visible, occluded, outside
+or unlabelled, `amodal_keypoints` keeps those outside, `max_iou` of the boxes of what is seen, `visible_share`, `depth`
+0 is furthest back, `cutout` the photograph and the person in it); ochuman.json, as the authors of OCHuman write theirs;
+benchmark.json; max_iou.png, histograms; sheet.png, some scenes.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,11 @@ class HeldBackPeople:
                     if theirs.annotations == source.annotations and theirs.cutout_weight + theirs.photo_weight > 0:
                         kept &= unseen_ids(folder.photos, theirs)
             everything_else = {photo.image_id for photo in folder.photos} - kept
-            people = cut_out_people(folder, without=everything_else)
+            name = Path(source.annotations).parent.name
+            people = [
+                replace(cutout, origin=f"{name}/{cutout.origin}")
+                for cutout in cut_out_people(folder, without=everything_else)
+            ]
             self.counts[source.annotations] = len(people)
             if people:
                 self.groups.append(people)

@@ -163,9 +163,9 @@ def test_both_formats_hold_the_same_people_and_are_read_back(people: HeldBackPeo
 
 def test_only_held_back_people_are_shown(held: Path, people: HeldBackPeople, made: Path) -> None:
     """5 is in the tenth, 12 its near duplicate; nobody else may appear."""
-    assert {c.origin for group in people.groups for c in group} == {"000005.png", "000012.png"}
+    assert {c.origin for group in people.groups for c in group} == {"people/000005.png#0", "people/000012.png#0"}
     shown = {a["cutout"] for a in json.loads((made / "annotations.json").read_text())["annotations"]}
-    assert shown <= {"000005.png", "000012.png"}
+    assert shown <= {"people/000005.png#0", "people/000012.png#0"}
 
 
 def test_seen_by_leaves_out_whoever_a_run_learned_from(held: Path) -> None:
@@ -173,7 +173,7 @@ def test_seen_by_leaves_out_whoever_a_run_learned_from(held: Path) -> None:
     (source,) = recipe.sources
     older = replace(recipe, sources=(replace(source, hold_back_tenth=False, holdout_every=6),))
     left = HeldBackPeople(recipe, [older])
-    assert {c.origin for group in left.groups for c in group} == {"000012.png"}
+    assert {c.origin for group in left.groups for c in group} == {"people/000012.png#0"}
     everything = replace(recipe, sources=(replace(source, hold_back_tenth=False),))
     with pytest.raises(DataError, match="nobody is left to compose scenes of"):
         HeldBackPeople(recipe, [everything])

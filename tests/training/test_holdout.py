@@ -88,12 +88,12 @@ def test_training_neither_cuts_out_nor_shows_held_back_people(tmp_path: Path) ->
     )
     folder = open_source(tmp_path, held)
     assert held_back_ids(folder.photos) == {5, 6}
-    assert [c.origin for c in cut_out_people(folder, without=())] == [f"{i:06d}.png" for i in range(1, 7)]
+    assert [c.origin for c in cut_out_people(folder, without=())] == [f"{i:06d}.png#0" for i in range(1, 7)]
     (tmp_path / "backgrounds").mkdir()
     (tmp_path / "backgrounds" / "1.png").write_bytes((tmp_path / "people" / "images" / "000001.png").read_bytes())
     chosen = tiny_settings(tmp_path, tmp_path / "out", sources=(held,))
     library = CutoutLibrary({held: folder}, chosen)
-    assert {c.origin for c in library.groups[0]} == {f"{i:06d}.png" for i in range(1, 5)}
+    assert {c.origin for c in library.groups[0]} == {f"{i:06d}.png#0" for i in range(1, 5)}
     assert {p.image_id for _, p in SceneDataset(chosen).photos} == {1, 2, 3, 4}
     everybody = SceneDataset(replace(chosen, sources=(replace(held, hold_back_tenth=False),)))
     assert {p.image_id for _, p in everybody.photos} == {1, 2, 3, 4, 5, 6}
