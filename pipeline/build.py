@@ -22,7 +22,8 @@ from engines.device import FRAMES_PER_CALL, Device, device_of
 from kernels.pose_decoding import DecodeParameters
 from pipeline.contact_sheet import ContactSheetSink
 from pipeline.errors import SettingsError
-from pipeline.layers.options import read_background
+from pipeline.layers.hide_stage import HideStage
+from pipeline.layers.options import read_background, read_ids
 from pipeline.layers.sinks import make_layer_sinks
 from pipeline.protocols import Sink, Source
 from pipeline.runtime import STAGE_JOIN_S, Pipeline
@@ -116,12 +117,7 @@ def build(
             source,
             [
                 *model_stages(settings, model, device),
-                ComposeStage(
-                    device,
-                    mask_threshold=settings.mask_threshold,
-                    draw=draws(settings),
-                    smooth_joints=settings.smooth_joints,
-                ),
+                *compose_stages(settings, device, draw=draws(settings)),
                 WriteStage(sinks),
             ],
             queue_depth=max(settings.queue_depth, device.frames_per_call),
@@ -197,6 +193,28 @@ def model_stages(settings: Settings, model: Model, device: Device) -> tuple[Keyp
             model.segment_engine, device, feature_from_input=artifact.feature_from_input, roi_size=artifact.roi_size
         ),
     )
+
+
+def compose_stages(settings: Settings, device: Device, *, draw: bool) -> tuple[ComposeStage | HideStage, ...]:
+    """Masks into frames; and people hidden in them before anybody sees a picture, where that is wanted."""
+    hides = settings.hide != "off"
+    compose = ComposeStage(
+        device,
+        mask_threshold=settings.mask_threshold,
+        draw=draw and not hides,
+        smooth_joints=settings.smooth_joints,
+    )
+    if not hides:
+        return (compose,)
+    hide = HideStage(
+        settings.hide,
+        read_ids(settings.layer_ids),
+        mask_threshold=settings.mask_threshold,
+        frames=settings.cover_frames,
+        ahead=settings.hide_ahead,
+        draw=draw,
+    )
+    return (compose, hide)
 
 
 def decode_parameters(artifact: Artifact) -> DecodeParameters:

@@ -91,6 +91,17 @@ class BatchStage(Protocol[In, Out]):
         """One result per message, in order; the same as `process` of each."""
 
 
+@runtime_checkable
+class HoldingStage(Protocol[In, Out]):
+    """A stage that may give the result of a message later, when others have come; it never waits for them."""
+
+    def process_held(self, item: In) -> Sequence[Out]:
+        """What is due with this message, in the order of messages: nothing, one or several."""
+
+    def rest(self) -> Sequence[Out]:
+        """What is still held, when no other message comes."""
+
+
 class Sink(Protocol):
     """Where results go."""
 

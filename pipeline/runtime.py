@@ -21,7 +21,7 @@ from pipeline.channel import END, Channel, ChannelClosed
 from pipeline.errors import PipelineError, StageError
 from pipeline.messages import Frame, FrameResult
 from pipeline.metrics import ServiceMeter, StageStats
-from pipeline.protocols import BatchStage, QueueingSource, Source, Stage
+from pipeline.protocols import BatchStage, HoldingStage, QueueingSource, Source, Stage
 
 log = logging.getLogger(__name__)
 
@@ -174,11 +174,14 @@ class Pipeline:
                     meter.record(time.perf_counter() - started, frames=len(items))
                     del items
                 else:
-                    results = [stage.process(item)]
+                    results = stage.process_held(item) if isinstance(stage, HoldingStage) else [stage.process(item)]
                     meter.record(time.perf_counter() - started)
                 for result in results:
                     outbox.put(result)
-                del results, result  # a waiting stage holds no frame
+                results, result = (), None  # a waiting stage holds no frame
+            if isinstance(stage, HoldingStage):
+                for result in stage.rest():
+                    outbox.put(result)
         except ChannelClosed:
             pass
         except BaseException as error:

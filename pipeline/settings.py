@@ -9,7 +9,7 @@ from typing import Any, Literal
 from engines import ENGINE_NAMES, PRECISIONS
 from engines.engine import DEVICE_PATTERN, Precision
 from pipeline.errors import SettingsError
-from pipeline.layers.options import HIDING, LAYER_KINDS, read_background, read_ids, read_layers
+from pipeline.layers.options import HIDING, HIDING_CHOICES, LAYER_KINDS, Hide, read_background, read_ids, read_layers
 from pipeline.redaction import redact
 
 VIDEO_PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower")
@@ -67,6 +67,7 @@ class Settings:
         "blur, pixelate and remove hold frames back, so that somebody who is found is covered in this many before, too",
         metavar="N",
     )
+    hide: Hide = _option("off", "hide people in every picture that leaves the run", choices=HIDING_CHOICES)
     overwrite: bool = _option(False, "replace outputs that exist")
     show: bool = _option(False, "show the result in a window while it runs")
     model: Path | None = _option(None, "model folder; the one that comes with the package by default", metavar="DIR")
@@ -149,14 +150,16 @@ class Settings:
         layers = read_layers(self.layer)
         read_ids(self.layer_ids)
         read_background(self.layer_background)
-        if self.layer_ids is not None and not layers:
-            raise SettingsError("--layer-ids chooses people of layers: add --layer KIND=FILE")
+        if self.layer_ids is not None and not layers and self.hide == "off":
+            raise SettingsError("--layer-ids chooses people of layers: add --layer KIND=FILE or --hide")
         if self.layer_background != "blur" and all(layer.kind != "background" for layer in layers):
             raise SettingsError("--layer-background is shown by a layer: add --layer background=FILE")
-        if self.cover_frames == 0 and any(layer.kind in HIDING for layer in layers):
-            raise SettingsError(f"--cover-frames must be 1 or more with --layer {', '.join(HIDING)}, got 0")
-        if self.hide_ahead and not any(layer.kind in HIDING for layer in layers):
-            raise SettingsError(f"--hide-ahead is for layers that hide people: add --layer {'|'.join(HIDING)}=FILE")
+        _require(self.hide in HIDING_CHOICES, "hide", f"one of {', '.join(HIDING_CHOICES)}", self.hide)
+        hides = self.hide != "off" or any(layer.kind in HIDING for layer in layers)
+        if self.cover_frames == 0 and hides:
+            raise SettingsError(f"--cover-frames must be 1 or more with --hide or --layer {', '.join(HIDING)}, got 0")
+        if self.hide_ahead and not hides:
+            raise SettingsError(f"--hide-ahead is for hidden people: add --layer {'|'.join(HIDING)}=FILE or --hide")
 
     def output_paths(self) -> list[tuple[str, Path]]:
         """All files and folders that a run writes, each with the flag that names it."""

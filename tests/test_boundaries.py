@@ -228,7 +228,16 @@ def test_stream_takes_the_settings_that_make_sense_in_python() -> None:
     """Same names and defaults as the flags; outputs and the terminal are the command's own business."""
     command_only = {
         *("output", "json", "coco", "coco_images", "sheet", "overwrite", "show"),
-        *("layer", "layer_ids", "layer_background", "refine_edges", "steady_edges", "cover_frames", "hide_ahead"),
+        *(
+            "layer",
+            "layer_ids",
+            "layer_background",
+            "refine_edges",
+            "steady_edges",
+            "cover_frames",
+            "hide_ahead",
+            "hide",
+        ),
         *("video_crf", "video_preset", "video_encoder", "stats_every_s", "debug"),
     }
     parameters = inspect.signature(pose2seg.stream).parameters

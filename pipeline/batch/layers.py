@@ -21,9 +21,8 @@ import av
 from kernels.coordinates import U8
 from pipeline.batch.state import Segment
 from pipeline.batch.video import video_packets
-from pipeline.errors import SettingsError
 from pipeline.layers.files import PictureWriter, png_bytes
-from pipeline.layers.options import FOLDER, ID_MARK, LAYER_KINDS, PER_PERSON, Layer
+from pipeline.layers.options import ID_MARK, Layer
 from pipeline.layers.presence_map import PresenceMapSink
 from pipeline.layers.sinks import LayerSet, writer_of
 from pipeline.messages import Frame
@@ -32,53 +31,9 @@ from pipeline.stage6_sinks import sink_error
 from pipeline.video_output import OutputClock
 
 ENCODER_THREADS: Final = 1  # encoders make other bits of the same frames with other numbers of threads
-PNG_FORMAT: Final = "png"
 _ZIP: Final = ".zip"
 _BEFORE: Final = "before-"  # a part of the one picture that a person's file begins with
 _FORMATS: Final = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".webm": "webm", ".mkv": "matroska"}
-
-
-def read_batch_layer(text: str) -> Layer:
-    """``cutout``, ``cutout=webm``, ``cutout=png`` (a folder), ``cutout={id}.mov`` -> Layer with a relative path.
-
-    What an input's output of it is called: the name of the input, a dot, the path.
-
-    Raises:
-        SettingsError: an unknown kind, or a format that it cannot be written in.
-    """
-    kind, equals, ending = text.partition("=")
-    if kind not in LAYER_KINDS:
-        raise SettingsError(
-            f"--layer expects KIND or KIND=FORMAT with KIND one of {', '.join(LAYER_KINDS)}, got {text!r}"
-        )
-    allowed = [name.removeprefix(".") for name in LAYER_KINDS[kind] if name != FOLDER]
-    takes_folder = FOLDER in LAYER_KINDS[kind]
-    per_person = ending == ID_MARK or ending.startswith(ID_MARK + ".")
-    chosen = ending.removeprefix(ID_MARK).removeprefix(".") if equals else allowed[0]
-    chosen = (chosen or allowed[0]).lower()
-    if chosen not in [*allowed, *([PNG_FORMAT] if takes_folder else [])]:
-        formats = ", ".join([*allowed, *([f"{PNG_FORMAT} (a folder of pictures)"] if takes_folder else [])])
-        raise SettingsError(
-            f"--layer {kind} of a batch expects a format, one of {formats}, got {ending!r}: outputs are named for "
-            "their inputs"
-        )
-    if per_person and kind not in PER_PERSON:
-        raise SettingsError(f"--layer {kind}: {ID_MARK} makes a file per person of {' and '.join(PER_PERSON)} only")
-    suffix = "" if chosen == PNG_FORMAT and takes_folder else f".{chosen}"
-    return Layer(kind=kind, path=Path(f"{kind}{'-' + ID_MARK if per_person else ''}{suffix}"))
-
-
-def read_batch_layers(texts: Sequence[str]) -> tuple[Layer, ...]:
-    """All layers of a batch.
-
-    Raises:
-        SettingsError: see `read_batch_layer`; or one is given twice.
-    """
-    layers = tuple(read_batch_layer(text) for text in texts)
-    for layer in layers:
-        if layers.count(layer) > 1:
-            raise SettingsError(f"--layer {layer.kind} is given twice in the format {layer.path.suffix or PNG_FORMAT}")
-    return layers
 
 
 class SegmentLayers:

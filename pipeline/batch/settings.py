@@ -7,10 +7,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from pipeline.batch.layers import read_batch_layers
 from pipeline.batch.plan import OUTPUT_SUFFIXES
 from pipeline.errors import SettingsError
-from pipeline.layers.options import read_background
+from pipeline.layers.options import read_background, read_named_layers
 from pipeline.layers.pictures import read_picture
 from pipeline.settings import Settings, flag_of
 
@@ -117,7 +116,7 @@ class BatchSettings:
         values = {name: getattr(self, name) for name in SHARED}
         if threads is not None:
             values["threads"] = threads
-        values["layer"] = tuple(f"{layer.kind}={layer.path}" for layer in read_batch_layers(self.layer))
+        values["layer"] = tuple(f"{layer.kind}={layer.path}" for layer in read_named_layers(self.layer))
         return Settings(source="batch", **values)
 
     def deciding(self) -> dict[str, Any]:
@@ -132,7 +131,7 @@ class BatchSettings:
         background = read_background(self.layer_background)
         if isinstance(background, Path):
             values["layer_background"] = picture_digest(background)
-        return {**values, "layer": sorted(str(layer.path) for layer in read_batch_layers(self.layer))}
+        return {**values, "layer": sorted(str(layer.path) for layer in read_named_layers(self.layer))}
 
 
 def picture_digest(path: Path) -> str:

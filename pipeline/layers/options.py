@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from pipeline.errors import SettingsError
 
@@ -27,8 +27,12 @@ LAYER_KINDS: Final = {
 HIDING: Final = ("blur", "pixelate", "remove")
 """Kinds whose purpose is that somebody is not seen; see `pipeline.layers.cover`."""
 
+HIDING_CHOICES: Final = ("off", *HIDING)
+Hide = Literal["off", "blur", "pixelate", "remove"]
+
 PER_PERSON: Final = ("cutout", "matte")
 ID_MARK: Final = "{id}"
+PNG_FORMAT: Final = "png"  # of a folder
 _COLOR: Final = re.compile(r"#[0-9a-fA-F]{6}")
 _IDS: Final = re.compile(r"(not:)?(\d{1,9}(?:,\d{1,9})*)")
 
@@ -104,6 +108,48 @@ def read_layers(texts: Sequence[str]) -> tuple[Layer, ...]:
         SettingsError: see `read_layer`.
     """
     return tuple(read_layer(text) for text in texts)
+
+
+def read_named_layer(text: str) -> Layer:
+    """``cutout``, ``cutout=webm``, ``cutout=png`` (a folder), ``cutout={id}.mov`` -> Layer with a relative path.
+
+    What an input's output of it is called: a name made of the input's, a dot, the path.
+
+    Raises:
+        SettingsError: an unknown kind, or a format that it cannot be written in.
+    """
+    kind, equals, ending = text.partition("=")
+    if kind not in LAYER_KINDS:
+        raise SettingsError(
+            f"--layer expects KIND or KIND=FORMAT with KIND one of {', '.join(LAYER_KINDS)}, got {text!r}"
+        )
+    allowed = [name.removeprefix(".") for name in LAYER_KINDS[kind] if name != FOLDER]
+    takes_folder = FOLDER in LAYER_KINDS[kind]
+    per_person = ending == ID_MARK or ending.startswith(ID_MARK + ".")
+    chosen = ending.removeprefix(ID_MARK).removeprefix(".") if equals else allowed[0]
+    chosen = (chosen or allowed[0]).lower()
+    if chosen not in [*allowed, *([PNG_FORMAT] if takes_folder else [])]:
+        formats = ", ".join([*allowed, *([f"{PNG_FORMAT} (a folder of pictures)"] if takes_folder else [])])
+        raise SettingsError(
+            f"--layer {kind} expects a format, one of {formats}, got {ending!r}: outputs are named for their inputs"
+        )
+    if per_person and kind not in PER_PERSON:
+        raise SettingsError(f"--layer {kind}: {ID_MARK} makes a file per person of {' and '.join(PER_PERSON)} only")
+    suffix = "" if chosen == PNG_FORMAT and takes_folder else f".{chosen}"
+    return Layer(kind=kind, path=Path(f"{kind}{'-' + ID_MARK if per_person else ''}{suffix}"))
+
+
+def read_named_layers(texts: Sequence[str]) -> tuple[Layer, ...]:
+    """All layers of a run whose outputs get their names from its inputs.
+
+    Raises:
+        SettingsError: see `read_named_layer`; or one is given twice.
+    """
+    layers = tuple(read_named_layer(text) for text in texts)
+    for layer in layers:
+        if layers.count(layer) > 1:
+            raise SettingsError(f"--layer {layer.kind} is given twice in the format {layer.path.suffix or PNG_FORMAT}")
+    return layers
 
 
 def read_ids(text: str | None) -> ChosenPeople:

@@ -61,24 +61,32 @@ class PresenceMapSink:
         if self._at_end:
             self.save()
 
-    def save(self) -> None:
+    def start_anew(self) -> None:
+        """Forget all frames so far."""
+        self._frames = 0
+
+    def save(self, path: Path | None = None) -> None:
         """Write the map of all frames so far; of none nothing is written.
+
+        Args:
+            path: in place of the sink's own, which is replaced if it exists.
 
         Raises:
             SinkError: it cannot be written.
         """
         if not self._frames:
             return
+        target = self._path if path is None else path
         ok, data = cv2.imencode(
-            self._path.suffix, cv2.cvtColor(presence_map(self._scene, self._sum, self._frames), cv2.COLOR_RGB2BGR)
+            target.suffix, cv2.cvtColor(presence_map(self._scene, self._sum, self._frames), cv2.COLOR_RGB2BGR)
         )
         if not ok:
-            raise SinkError(f"{self._path}: the heat map could not be encoded: choose a name ending in .png or .jpg")
-        file = create_output(self._path, overwrite=self._overwrite)
+            raise SinkError(f"{target}: the heat map could not be encoded: choose a name ending in .png or .jpg")
+        file = create_output(target, overwrite=self._overwrite or path is not None)
         try:
-            write_whole(file, data.tobytes(), self._path)
+            write_whole(file, data.tobytes(), target)
         finally:
-            close_output(file, self._path)
+            close_output(file, target)
 
 
 def presence_map(scene: U8, alpha_sum: F32, frames: int) -> U8:

@@ -180,9 +180,24 @@ def has_alpha(layer: Layer) -> bool:
 
 
 def writer_of(
-    layer: Layer, path: Path, clock: OutputClock, settings: Settings, *, threads: int | None = None
+    layer: Layer,
+    path: Path,
+    clock: OutputClock,
+    settings: Settings,
+    *,
+    threads: int | None = None,
+    fragment_s: float | None = None,
 ) -> PictureWriter:
-    """The file or folder that a layer's pictures go to; nothing is opened yet."""
+    """The file or folder that a layer's pictures go to; nothing is opened yet.
+
+    Args:
+        layer: what it is.
+        path: in place of the layer's own.
+        clock: times of its pictures.
+        settings: how it is encoded.
+        threads: see `VideoSink`.
+        fragment_s: see `VideoSink`; those with alpha are written every second in any case.
+    """
     if layer.is_folder:
         return PngFolder(path, overwrite=settings.overwrite, clock=clock)
     kind = AlphaVideo if has_alpha(layer) else MatteVideo if layer.kind == "matte" else VideoSink
@@ -192,6 +207,7 @@ def writer_of(
         crf=settings.video_crf,
         preset=settings.video_preset,
         threads=threads,
+        fragment_s=fragment_s,
         encoder="libx264" if kind is not VideoSink else settings.video_encoder,
         clock=clock,
     )

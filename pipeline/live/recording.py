@@ -14,15 +14,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Final
 
+from kernels.coordinates import U8
 from pipeline.errors import SinkError
-from pipeline.messages import FrameResult
+from pipeline.layers.files import PictureWriter
+from pipeline.messages import Frame, FrameResult
 from pipeline.stage6_sinks import sink_error
 from pipeline.video_output import VideoSink
 
 log = logging.getLogger(__name__)
 
 FOLDER = "stream-{:02d}"
-RECORDING_NAME: Final = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9]{4}\.mp4")
+RECORDING_NAME: Final = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9]{4}(\.[a-z]{1,16})?\.(mp4|m4v|mov|webm|mkv|png|jpe?g)")
 FOLDER_NAME: Final = re.compile(r"stream-[0-9]{2}")
 SPACE_EVERY_S: Final = 2.0
 RETRY_S: Final = 5.0
@@ -32,7 +34,8 @@ FRAGMENT_S: Final = 0.4  # with the frames in the encoder (none) and in the queu
 class DiskSpace:
     """Keeps some space free below a folder by removing the oldest recordings of ours, and nothing else.
 
-    Ours are regular files ``stream-NN/YYYYMMDD-HHMMSS-NNNN.mp4`` directly in the folder; links are not followed.
+    Ours are regular files ``stream-NN/YYYYMMDD-HHMMSS-NNNN.mp4`` directly in the folder, and those of layers, whose
+    names have the kind before the suffix; links are not followed.
     """
 
     def __init__(self, folder: Path, keep_free_bytes: int, *, free: Callable[[Path], int] | None = None) -> None:
@@ -117,13 +120,32 @@ class RecordingSink:
     name = "recording"
 
     def __init__(
-        self, folder: Path, space: DiskSpace, options: RecordingOptions, *, clock: Callable[[], float] = time.monotonic
+        self,
+        folder: Path,
+        space: DiskSpace,
+        options: RecordingOptions,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        ending: str = "mp4",
+        make_video: Callable[[Path], PictureWriter] | None = None,
     ) -> None:
+        """Set up; nothing is created.
+
+        Args:
+            folder: of the source.
+            space: of all sources.
+            options: when a new recording begins, and how a plain one is encoded.
+            clock: monotonic, s.
+            ending: of the names of recordings, behind their number and a dot.
+            make_video: opens nothing; an mp4 by default.
+        """
         self._folder = folder
+        self._ending = ending
+        self._make_video = self._plain_video if make_video is None else make_video
         self._space = space
         self._options = options
         self._clock = clock
-        self._video: VideoSink | None = None
+        self._video: PictureWriter | None = None
         self._path = folder
         self._size = (0, 0)
         self._began_s = self._looked_s = 0.0
@@ -138,20 +160,33 @@ class RecordingSink:
         Raises:
             SinkError: it cannot be written now; later frames may be.
         """
+        self.write_picture(result.drawn if result.drawn is not None else result.frame.image, result.frame)
+
+    def check(self) -> None:
+        """The folder was checked by the run."""
+
+    def write_picture(self, picture: U8, frame: Frame, *, at_start: bool = False) -> None:
+        """Take one picture of a frame.
+
+        Raises:
+            SinkError: as `write`.
+        """
+        if at_start:
+            raise ValueError("recordings begin with their first picture")
         now = self._clock()
         if now < self._not_before_s:
             raise SinkError(f"{self._folder}: waits for room")
         try:
-            if self._video is not None and self._is_full(result, now):
+            if self._video is not None and self._is_full(frame, now):
                 self.close()
             if self._video is None or now - self._looked_s >= SPACE_EVERY_S:
                 self._looked_s = now
                 if not self._space.make_room():
                     raise SinkError(f"{self._folder}: less is free than --keep-free-gb asks for")
             if self._video is None:
-                self._begin(result, now)
+                self._begin(frame, now)
             if self._video is not None:
-                self._video.write(result)
+                self._video.write_picture(picture, frame)
         except (SinkError, OSError) as error:
             self._not_before_s = now + RETRY_S
             self._end_quietly()
@@ -171,21 +206,29 @@ class RecordingSink:
             finally:
                 self._space.closed(self._path)
 
-    def _is_full(self, result: FrameResult, now: float) -> bool:
-        if (result.frame.height, result.frame.width) != self._size or now - self._began_s >= self._options.rotate_s:
+    def _is_full(self, frame: Frame, now: float) -> bool:
+        if (frame.height, frame.width) != self._size or now - self._began_s >= self._options.rotate_s:
             return True
         return self._path.stat().st_size >= self._options.rotate_bytes
 
-    def _begin(self, result: FrameResult, now: float) -> None:
+    def _begin(self, frame: Frame, now: float) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         while True:  # a clock that is set back must not overwrite anything
-            self._path = self._folder / f"{stamp}-{self._count % 10_000:04d}.mp4"
+            self._path = self._folder / f"{stamp}-{self._count % 10_000:04d}.{self._ending}"
             self._count += 1
             if not self._path.exists():
                 break
-        video = VideoSink(
-            self._path,
+        video = self._make_video(self._path)
+        self._space.opened(self._path)
+        self._size = (frame.height, frame.width)
+        self._began_s = now
+        self._video = video
+        self.files += 1
+
+    def _plain_video(self, path: Path) -> VideoSink:
+        return VideoSink(
+            path,
             overwrite=False,
             crf=self._options.crf,
             preset=self._options.preset,
@@ -193,11 +236,6 @@ class RecordingSink:
             encoder=self._options.encoder,
             fragment_s=FRAGMENT_S,
         )
-        self._space.opened(self._path)
-        self._size = (result.frame.height, result.frame.width)
-        self._began_s = now
-        self._video = video
-        self.files += 1
 
     def _end_quietly(self) -> None:
         """After a failure: keep what is there; an empty file is nothing."""

@@ -18,11 +18,12 @@ from typing import Final
 
 from engines import Announce, announce_in_log
 from engines.device import HardwareDecoder, device_of
-from pipeline.build import Model, model_stages, open_model
+from pipeline.build import Model, compose_stages, model_stages, open_model
 from pipeline.channel import Channel
 from pipeline.errors import SettingsError, SinkError
 from pipeline.live.address import AllowedUrls, read_addresses
 from pipeline.live.input import InputOptions, opener_of
+from pipeline.live.layers import LiveLayers
 from pipeline.live.outputs import DispatchStage, LiveSink, SinkReport, SinkWorker
 from pipeline.live.recording import (
     FOLDER,
@@ -33,13 +34,12 @@ from pipeline.live.recording import (
     RecordingSink,
     StandardOutputSink,
 )
-from pipeline.live.settings import LiveSettings
+from pipeline.live.settings import LiveSettings, read_live_layers
 from pipeline.live.source import OPEN_TIMEOUT_S, LiveSource, SourceReport
 from pipeline.live.stream_group import StreamGroup
 from pipeline.messages import FrameResult
 from pipeline.metrics import Histogram, HistogramMeter, StageStats
 from pipeline.runtime import Pipeline
-from pipeline.stage5_compose import ComposeStage
 
 log = logging.getLogger(__name__)
 
@@ -147,12 +147,7 @@ class LiveRun:
                 self._group,
                 [
                     *model_stages(run, model, device),
-                    ComposeStage(
-                        device,
-                        mask_threshold=run.mask_threshold,
-                        draw=settings.output_dir is not None and settings.record == "drawn",
-                        smooth_joints=run.smooth_joints,
-                    ),
+                    *compose_stages(run, device, draw=settings.output_dir is not None and settings.record == "drawn"),
                     self._dispatch,
                 ],
                 queue_depth=min(device.frames_per_call, len(addresses)),
@@ -258,14 +253,7 @@ class LiveRun:
         settings, space = self._settings, self.space
         if space is None:
             raise SettingsError("recordings need a folder: start the run with --output-dir")
-        options = RecordingOptions(
-            rotate_s=settings.rotate_minutes * 60,
-            rotate_bytes=round(settings.rotate_mb * 1e6),
-            crf=settings.video_crf,
-            preset=settings.video_preset,
-            encoder=settings.video_encoder,
-        )
-        sink = RecordingSink(space.folder / FOLDER.format(stream), space, options)
+        sink = RecordingSink(space.folder / FOLDER.format(stream), space, self._recording_options())
         drawing = DrawingSink(sink) if settings.record == "off" else sink
         return SinkWorker(drawing, RECORDING_LABEL.format(stream), capacity=RECORDING_QUEUE)
 
@@ -282,7 +270,32 @@ class LiveRun:
             )
             if settings.record != "off":
                 workers.append(self._recording_worker(stream))
+            if settings.layer:
+                workers.append(self._layers_worker(stream))
         return sinks
+
+    def _layers_worker(self, stream: int) -> SinkWorker:
+        settings, space = self._settings, self.space
+        if space is None:
+            raise SettingsError("layers are recorded into a folder: start the run with --output-dir")
+        sink = LiveLayers(
+            settings.run_settings(),
+            read_live_layers(settings.layer),
+            space.folder / FOLDER.format(stream),
+            space,
+            self._recording_options(),
+        )
+        return SinkWorker(sink, f"layers of stream {stream}", capacity=RECORDING_QUEUE)
+
+    def _recording_options(self) -> RecordingOptions:
+        settings = self._settings
+        return RecordingOptions(
+            rotate_s=settings.rotate_minutes * 60,
+            rotate_bytes=round(settings.rotate_mb * 1e6),
+            crf=settings.video_crf,
+            preset=settings.video_preset,
+            encoder=settings.video_encoder,
+        )
 
     @staticmethod
     def _check_folder(settings: LiveSettings) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.errors import SettingsError
+from pipeline.layers.options import LAYER_KINDS, Hide, Layer, read_named_layers
 from pipeline.settings import VIDEO_PRESETS, Settings, flag_of
 
 RECORDINGS = ("off", "plain", "drawn")
@@ -17,6 +19,7 @@ TRANSPORTS = ("tcp", "udp")
 SHARED = (
     *("model", "engine", "device", "decode", "precision", "threads", "batch", "long_side", "person_threshold"),
     *("joint_threshold", "smooth_joints", "mask_threshold", "video_preset", "video_encoder", "stats_every_s"),
+    *("hide", "hide_ahead", "layer_ids", "layer_background", "refine_edges", "steady_edges", "cover_frames"),
 )
 
 
@@ -50,6 +53,19 @@ class LiveSettings:
     record: Literal["off", "plain", "drawn"] = _option(
         "drawn", "recordings in --output-dir: none, the pictures as they came, or with people drawn", choices=RECORDINGS
     )
+    layer: tuple[str, ...] = _option(
+        (),
+        "also record a layer of each source in --output-dir: KIND, or KIND=FORMAT such as cutout=webm; may be given "
+        "several times (docs/layers.md)",
+        metavar="KIND[=FORMAT]",
+    )
+    hide: Hide = _shared("hide")
+    hide_ahead: int = _shared("hide_ahead")
+    layer_ids: str | None = _shared("layer_ids")
+    layer_background: str = _shared("layer_background")
+    refine_edges: bool = _shared("refine_edges")
+    steady_edges: bool = _shared("steady_edges")
+    cover_frames: int = _shared("cover_frames")
     rotate_minutes: float = _option(10.0, "a new recording after this many minutes", metavar="MIN")
     rotate_mb: float = _option(500.0, "a new recording at this size in MB", metavar="MB")
     keep_free_gb: float = _option(
@@ -103,12 +119,31 @@ class LiveSettings:
         ):
             _require(getattr(self, name) in choices, flag_of(name), f"one of {', '.join(choices)}", getattr(self, name))
         _require(self.json in {None, "-"}, "--json", "- (files go to --output-dir)", self.json)
+        if self.layer and self.output_dir is None:
+            raise SettingsError("--layer of a live run records into a folder: add --output-dir DIR")
         self.run_settings()
 
     def run_settings(self) -> Settings:
         """The options that live runs share with files, checked."""
         shared = {name: getattr(self, name) for name in SHARED}
+        shared["layer"] = tuple(f"{layer.kind}={layer.path}" for layer in read_live_layers(self.layer))
         return Settings(source="live", video_crf=self.video_crf, timeout_s=self.stall_timeout, **shared)
+
+
+def read_live_layers(texts: Sequence[str]) -> tuple[Layer, ...]:
+    """What ``--layer`` of a live run means, each with the ending of its recordings as its path.
+
+    Raises:
+        SettingsError: an unknown kind or format, or one that would make files without end.
+    """
+    layers = read_named_layers(texts)
+    for layer in layers:
+        if layer.per_person or layer.is_folder:
+            raise SettingsError(
+                f"--layer {layer.kind} of a live run expects a video format, such as {LAYER_KINDS[layer.kind][0][1:]}: "
+                "a file for each person or picture would never end"
+            )
+    return layers
 
 
 def _require(condition: bool, name: str, expected: str, got: object) -> None:

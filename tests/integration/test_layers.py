@@ -66,6 +66,25 @@ def test_all_layers_of_one_run(tmp_path, clip, model_folder) -> None:
     assert cv2.imread(str(tmp_path / "h.png")).shape == (*SIZE, 3)
 
 
+def test_hidden_in_every_picture_of_a_run(tmp_path, clip, model_folder) -> None:
+    arguments = (clip, "--model", model_folder, "--hide", "remove", "--hide-ahead", 3, "--video-crf", 8)
+    outputs = (
+        "--output",
+        tmp_path / "o.mp4",
+        "--layer",
+        f"outline={tmp_path / 'l.mp4'}",
+        "--json",
+        tmp_path / "j.jsonl",
+    )
+    assert run(*arguments, *outputs) == 0
+    for name in ("o.mp4", "l.mp4"):
+        frames, _ = read_video(tmp_path / name)
+        assert [number_of(frame) for frame in frames] == list(range(COUNT))
+        assert not any(magenta(frame).any() for frame in frames)
+    assert len((tmp_path / "j.jsonl").read_text().splitlines()) == COUNT
+    assert magenta(read_video(clip)[0][9]).any()
+
+
 @pytest.mark.parametrize(
     ("flags", "code", "message"),
     [

@@ -246,6 +246,38 @@ def test_frame_index_of_every_message() -> None:
     ]
 
 
+class Later(FunctionStage):
+    """Gives each message with the one that comes ``by`` later, and the last ones at the end."""
+
+    def __init__(self, name: str, by: int) -> None:
+        super().__init__(name)
+        self._by = by
+        self._held: list = []
+
+    def process_held(self, item):
+        self._held.append(item)
+        return [self._held.pop(0)] if len(self._held) > self._by else []
+
+    def rest(self):
+        return self._held
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 10])
+def test_a_stage_that_holds_messages_back_loses_none(count: int) -> None:
+    pipeline = Pipeline(ListSource([frame(i) for i in range(count)]), [Later("a", 3), FunctionStage("b")])
+    assert [item.index for item in pipeline.results()] == list(range(count))
+    assert {stats.name: stats.frames for stats in pipeline.stats()} == {"decode": count, "a": count, "b": count}
+
+
+def test_what_is_held_back_is_thrown_away_by_an_abort() -> None:
+    pipeline = Pipeline(ListSource([frame(i) for i in range(10)]), [Later("a", 3), FunctionStage("b")])
+    seen = []
+    for item in pipeline.results():
+        seen.append(item.index)
+        pipeline.abort()
+    assert len(seen) < 10
+
+
 class BatchRecorder(FunctionStage):
     """A stage that takes up to four messages a call, and waits for ``gate`` before the first."""
 

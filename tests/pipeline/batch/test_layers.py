@@ -12,12 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.batch.file import FileOptions, Interrupted, process_file
-from pipeline.batch.layers import outputs_of, read_batch_layer, read_batch_layers
+from pipeline.batch.layers import outputs_of
 from pipeline.batch.plan import plan_inputs
 from pipeline.batch.settings import BatchSettings
 from pipeline.batch.state import JobFolder, Segment
 from pipeline.build import Model, open_model
 from pipeline.errors import SettingsError, SinkError
+from pipeline.layers.options import read_named_layer, read_named_layers
 from pipeline.settings import Settings
 from run_stream import main
 from tests.clips import number_of, read_video, write_video
@@ -237,7 +238,7 @@ def test_a_done_file_without_a_layer_is_done_again(tmp_path, clip, model_folder,
     ],
 )
 def test_layers_of_the_command_line(text: str, name: str) -> None:
-    assert str(read_batch_layer(text).path) == name
+    assert str(read_named_layer(text).path) == name
 
 
 @pytest.mark.parametrize(
@@ -253,11 +254,11 @@ def test_layers_of_the_command_line(text: str, name: str) -> None:
 )
 def test_layers_that_are_none(texts: list[str], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
-        read_batch_layers(texts)
+        read_named_layers(texts)
 
 
 def test_parts_find_their_outputs() -> None:
-    layers = read_batch_layers(["matte={id}.mkv", "blur", "cutout={id}.png"])
+    layers = read_named_layers(["matte={id}.mkv", "blur", "cutout={id}.png"])
     parts = ["000000-matte-1.mkv", "000000-blur.mp4", "000000.jsonl"]
     first = Segment(frames=1, people=1, seconds=1.0, first_pts=0, time_base=(1, 25), parts=dict.fromkeys(parts, 1))
     parts = ["000001-matte-12.mkv", "000001-before-matte-12.mkv", "000001-blur.mp4", "000001-cutout-3.zip"]

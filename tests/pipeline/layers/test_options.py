@@ -85,7 +85,11 @@ def test_backgrounds() -> None:
         ({"layer": ("blur=a.mp4",), "output": Path("x/../a.mp4")}, "--output and --layer blur both name a.mp4"),
         ({"layer_ids": "1"}, "--layer-ids chooses people of layers: add --layer"),
         ({"layer_background": "#ffffff", "layer": ("blur=a.mp4",)}, "add --layer background=FILE"),
-        ({"layer": ("blur=a.mp4",), "cover_frames": 0}, "--cover-frames must be 1 or more with --layer blur"),
+        ({"layer": ("blur=a.mp4",), "cover_frames": 0}, "--cover-frames must be 1 or more with --hide or --layer blur"),
+        ({"hide": "blur", "cover_frames": 0}, "--cover-frames must be 1 or more with --hide"),
+        ({"hide_ahead": 3}, "--hide-ahead is for hidden people: add --layer"),
+        ({"hide_ahead": -1, "hide": "blur"}, "--hide-ahead must be from 0 to 250"),
+        ({"hide": "erase"}, "--hide must be one of off, blur, pixelate, remove"),
         ({"layer": ("blur=a.mp4",), "cover_frames": -1}, "--cover-frames must be 0 or more, got -1"),
     ],
 )

@@ -1,0 +1,82 @@
+"""People hidden before anybody sees a picture: nothing behind the stage has their px, and no frame is lost."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.layers.hide_stage import HideStage
+from pipeline.layers.options import HIDING, ChosenPeople
+from tests.layer_results import Box, result_of, textured
+
+PERSON: Box = (40.0, 30.0, 70.0, 100.0)
+SCENE = textured(120, 160, seed=3) // 4  # dark
+
+
+def seen(number: int, *, found: bool = True, stream: int = 0):
+    """Bright stripes stand where the person is."""
+    image = SCENE.copy()
+    image[30:100, 40:70:2] = 255
+    result = result_of({1: PERSON} if found else {}, number=number, image=image)
+    frame = replace(result.frame, stream=stream)
+    poses = replace(result.masks.rois.poses, frame=frame)
+    return replace(result, masks=replace(result.masks, rois=replace(result.masks.rois, poses=poses)))
+
+
+def stage(kind: str = "blur", *, ahead: int = 0, draw: bool = False, chosen: ChosenPeople | None = None) -> HideStage:
+    made = HideStage(kind, chosen or ChosenPeople(), mask_threshold=0.5, frames=20, ahead=ahead, draw=draw)
+    made.open()
+    return made
+
+
+def stripes(picture: np.ndarray) -> bool:
+    """Whether the person can be told in a picture."""
+    return bool((picture[30:100, 40:70].max(axis=2) > 250).any())
+
+
+@pytest.mark.parametrize("kind", HIDING)
+def test_no_picture_behind_the_stage_shows_them(kind: str) -> None:
+    hide = stage(kind, draw=True)
+    for number in range(30):
+        given_result = seen(number, found=number % 5 < 3)
+        result = hide.process(given_result)
+        assert stripes(given_result.frame.image)
+        assert not stripes(result.frame.image)
+        assert result.masks.rois.poses.frame is result.frame
+        assert result.drawn is not None
+        assert [person.id for person in result.people] == [person.id for person in given_result.people]
+        np.testing.assert_array_equal(result.frame.image[:, 100:], SCENE[:, 100:])
+        if not result.people:  # what is drawn begins with the hidden picture
+            np.testing.assert_array_equal(result.drawn, result.frame.image)
+
+
+@given(streams=st.lists(st.integers(0, 2), max_size=30), ahead=st.integers(0, 5))
+def test_every_stream_is_held_back_by_itself_and_loses_nothing(streams: list[int], ahead: int) -> None:
+    hide = stage(ahead=ahead)
+    given_numbers: dict[int, list[int]] = {}
+    out: dict[int, list[int]] = {}
+    for number, stream in enumerate(streams):
+        given_numbers.setdefault(stream, []).append(number)
+        for result in hide.process_held(seen(number, stream=stream)):
+            out.setdefault(stream, []).append(result.frame.index)
+            assert len(given_numbers[stream]) - len(out[stream]) == ahead
+    for result in hide.rest():
+        out.setdefault(result.frame.stream, []).append(result.frame.index)
+    assert out == given_numbers
+
+
+def test_somebody_who_comes_into_view_is_hidden_in_the_frames_before() -> None:
+    for ahead, shown in ((0, 4), (4, 0), (6, 0), (2, 2)):
+        hide = stage(ahead=ahead)
+        results = [one for n in range(8) for one in hide.process_held(seen(n, found=n >= 4))]
+        results += hide.rest()
+        assert sum(stripes(result.frame.image) for result in results) == shown
+
+
+def test_only_chosen_people() -> None:
+    assert stripes(stage(chosen=ChosenPeople(ids=frozenset({1}))).process(seen(0)).frame.image)
+    assert not stripes(stage(chosen=ChosenPeople(ids=frozenset({1}), others=False)).process(seen(0)).frame.image)
