@@ -20,6 +20,7 @@ from engines.device import Array, Surface
 from kernels.coordinates import F32, I32, U8
 from kernels.letterbox import Letterbox
 from pipeline.person import Person
+from pipeline.zones.event import ZoneEvent
 
 
 class ShapesInRepr:
@@ -187,11 +188,13 @@ class FrameResult(ShapesInRepr):
         masks: everything the stages before made, down to the picture: ``result.masks.rois.poses.frame``.
         people: in falling order of score; may be empty.
         drawn: (H, W, 3) uint8 RGB, the frame with people drawn on it; None when nothing in the run asked for drawing.
+        events: who came into a zone, left one or stayed, with this frame; None when the run has no zones.
     """
 
     masks: InstanceMasks
     people: Sequence[Person]
     drawn: U8 | None
+    events: Sequence[ZoneEvent] | None = None
 
     @property
     def frame(self) -> Frame:
@@ -221,7 +224,7 @@ class FrameResult(ShapesInRepr):
     def to_dict(self) -> dict[str, Any]:
         """The frame as plain numbers, texts and lists; docs/jsonl.md describes the fields."""
         frame = self.frame
-        return {
+        found: dict[str, Any] = {
             "frame": frame.index,
             "pts_s": round(frame.pts_s, 6),
             "width": frame.width,
@@ -229,6 +232,9 @@ class FrameResult(ShapesInRepr):
             "source": frame.source,
             "people": [person.to_dict() for person in self.people],
         }
+        if self.events is not None:
+            found["events"] = [event.to_dict() for event in self.events]
+        return found
 
     def to_json(self) -> str:
         """One line of JSON without its line end."""

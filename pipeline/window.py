@@ -13,6 +13,10 @@ from pipeline.messages import FrameResult
 MAX_SHARE_OF_SCREEN = 0.9
 
 
+class NoDisplay(SettingsError):
+    """The library for windows is there, a display is not."""
+
+
 class ResultWindow:
     """One window; used on the main thread, as the systems' event loops ask."""
 
@@ -20,7 +24,8 @@ class ResultWindow:
         """Load pygame and look for a display.
 
         Raises:
-            SettingsError: pygame is not installed, or there is no display.
+            SettingsError: pygame is not installed.
+            NoDisplay: there is no display.
         """
         os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
         try:
@@ -30,19 +35,24 @@ class ResultWindow:
         if sys.platform.startswith("linux") and not any(
             os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
         ):
-            raise SettingsError(
-                "--show needs a display, and DISPLAY and WAYLAND_DISPLAY are not set: use --output F.mp4"
-            )
+            raise NoDisplay("--show needs a display, and DISPLAY and WAYLAND_DISPLAY are not set: use --output F.mp4")
         self._pygame: Any = pygame
         self._title = title
         self._screen: Any = None
         try:
             pygame.display.init()
         except pygame.error as error:
-            raise SettingsError(f"--show: no display can be opened ({error}): use --output F.mp4") from error
+            raise NoDisplay(f"--show: no display can be opened ({error}): use --output F.mp4") from error
 
     def show(self, result: FrameResult) -> bool:
-        """Draw one frame, scaled to the window.
+        """Draw one frame; see `show_picture`."""
+        return self.show_picture(result.drawn if result.drawn is not None else result.overlay())
+
+    def show_picture(self, picture: U8) -> bool:
+        """Draw one picture, scaled to the window.
+
+        Args:
+            picture: (H, W, 3) uint8 RGB.
 
         Returns:
             False when the user closed the window or pressed Esc or Q.
@@ -50,7 +60,6 @@ class ResultWindow:
         Raises:
             SinkError: the window cannot be drawn.
         """
-        picture = result.drawn if result.drawn is not None else result.overlay()
         try:
             if self._screen is None:
                 self._screen = self._open(picture)

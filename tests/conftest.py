@@ -17,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from kernels.native.compile import find_nvcc
+from tests.live_servers import NGINX_RTMP, program
 
 # The first call of a Numba function compiles it, so no example has a deadline. `HYPOTHESIS_PROFILE=long` digs deeper.
 settings.register_profile(
@@ -48,7 +49,7 @@ def _log_handlers_do_not_leak() -> Iterator[None]:
     root.setLevel(level)
 
 
-MACHINE_MARKERS = ("gpu", "nvcc", "rtsp_server", "torchvision")
+MACHINE_MARKERS = ("gpu", "nvcc", "rtsp_server", "rtmp_server", "mqtt_broker", "torchvision")
 MUST_RUN = {
     "gpu": "FAIL_WITHOUT_CUDA",
     "torchvision": "REQUIRE_TORCHVISION",
@@ -61,9 +62,14 @@ def _missing(marker: str) -> str | None:
     if marker == "nvcc":
         return None if find_nvcc() else "nvcc is not installed"
     if marker == "rtsp_server":
-        return None if _has_rtsp_server() else "Debian's GStreamer RTSP server is not installed (make rtsp-server)"
     if marker == "torchvision":
         return _why_no_torchvision()
+        return None if _has_rtsp_server() else "Debian's GStreamer RTSP server is not installed (make live-servers)"
+    if marker == "rtmp_server":
+        has_it = NGINX_RTMP.exists() and program("nginx")
+        return None if has_it else "nginx with its RTMP module is not installed (make live-servers)"
+    if marker == "mqtt_broker":
+        return None if program("mosquitto") else "the MQTT broker mosquitto is not installed (make live-servers)"
     try:
         import torch
     except ModuleNotFoundError:
@@ -103,8 +109,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """With REQUIRE_ALL_TESTS=1, as `make test` sets it, a skipped test is a failure: nothing passes by not running.
 
-    Excepted are tests marked for what this machine lacks and the pinned packages cannot bring (``gpu``, ``nvcc``,
-    ``rtsp_server``, ``torchvision``).
+    Excepted are tests marked for what this machine lacks and the pinned packages cannot bring (`MACHINE_MARKERS`).
     """
     if os.environ.get("REQUIRE_ALL_TESTS") != "1" or exitstatus != pytest.ExitCode.OK:
         return

@@ -20,6 +20,7 @@ from pipeline.command_line import parser_of
 from pipeline.errors import EXIT_OK
 from pipeline.live.run import LiveRun, SourceSnapshot
 from pipeline.live.settings import LiveSettings
+from pipeline.live.show import open_window, run_in_window
 from pipeline.live.source import SourceState
 from pipeline.progress import announce_on
 
@@ -71,6 +72,7 @@ def main(arguments: Sequence[str]) -> int:
     """
     settings = parse_live_settings(arguments)
     errors = _console_of_the_log()
+    window = open_window("pose2seg live") if settings.show else None
     run = LiveRun(settings, announce=announce_on(errors))
     ended = threading.Event()
     with _signals(run):
@@ -81,7 +83,10 @@ def main(arguments: Sequence[str]) -> int:
             timer.daemon = True
             timer.start()
         try:
-            run.run()
+            if window is None:
+                run.run()
+            else:
+                run_in_window(run, window)
         finally:
             ended.set()
             shower.join(2.0)

@@ -22,8 +22,20 @@ CLOSE_S: Final = 3.0  # all sinks together, when the run ends
 DROPS_SHOWN_EVERY_S: Final = 10.0
 
 
+class NotTaken(SinkError):
+    """A sink has no way to take this frame; ``reason`` is what the loss is counted under."""
+
+    def __init__(self, reason: str, name: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.reason = reason
+
+
 class LiveSink(Protocol):
-    """Where results go; used on one thread."""
+    """Where results go; used on one thread.
+
+    A sink may have an attribute ``away``, asked from other threads: True while it has no connection; and a method
+    ``stop``, called from another thread: the run ends, and there is no time for waits between tries.
+    """
 
     @property
     def name(self) -> str: ...
@@ -32,7 +44,7 @@ class LiveSink(Protocol):
         """Take one frame.
 
         Raises:
-            SinkError: not this one; it may take later ones.
+            SinkError: not this one; it may take later ones. `NotTaken` says what the loss is called.
         """
 
     def close(self) -> None: ...
@@ -40,36 +52,46 @@ class LiveSink(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SinkReport:
-    """One sink so far: frames written, and lost by reason."""
+    """One sink so far: frames written, and lost by reason; ``away``: it has no connection now."""
 
     name: str
     written: int
     dropped: dict[str, int]
+    away: bool = False
 
     def __add__(self, other: SinkReport) -> SinkReport:
         """Of a sink that was closed and opened anew."""
         dropped = dict(Counter(self.dropped) + Counter(other.dropped))
-        return SinkReport(name=self.name, written=self.written + other.written, dropped=dropped)
+        return SinkReport(name=self.name, written=self.written + other.written, dropped=dropped, away=other.away)
 
 
 class SinkWorker:
     """A sink, its queue and its thread."""
 
-    def __init__(self, sink: LiveSink, label: str, *, capacity: int) -> None:
+    def __init__(
+        self,
+        sink: LiveSink,
+        label: str,
+        *,
+        capacity: int,
+        wants: Callable[[FrameResult], bool] | None = None,
+    ) -> None:
         """Start the thread.
 
         Args:
             sink: closed by the thread.
             label: for people.
             capacity: frames that may wait; the oldest goes first.
+            wants: which frames it is given at all; None: every one.
         """
         self._sink = sink
+        self._wants = wants
         self._label = label
         self._queue: Channel[FrameResult] = Channel(label, capacity, "drop_oldest")
         self._written = 0
         self._failed: Counter[str] = Counter()
         self._shown_s = time.monotonic()
-        self._shown = 0
+        self._shown = self._dropped = self._dropped_away = 0
         self._thread = threading.Thread(target=self._run, name=f"sink {label}", daemon=True)
         self._thread.start()
 
@@ -80,27 +102,42 @@ class SinkWorker:
 
     def offer(self, result: FrameResult) -> None:
         """Never waits."""
+        if self._wants is not None and not self._wants(result):
+            return
         try:
             self._queue.put(result)
         except ChannelClosed:
             self._failed["closed"] += 1
             return
+        dropped = self._queue.stats().dropped
+        if dropped > self._dropped and self._is_away:
+            self._dropped_away += dropped - self._dropped
+        self._dropped = dropped
+        slow = dropped - self._dropped_away
         now = time.monotonic()
         if now - self._shown_s >= DROPS_SHOWN_EVERY_S:
             self._shown_s = now
-            dropped = self._queue.stats().dropped
-            if dropped > self._shown:
-                log.warning("%s: too slow, %d frames left out", self._label, dropped - self._shown)
-            self._shown = dropped
+            if slow > self._shown:
+                log.warning("%s: too slow, %d frames left out", self._label, slow - self._shown)
+            self._shown = slow
 
     def report(self) -> SinkReport:
         """Counters; callable from any thread."""
-        slow = Counter({"sink too slow": self._queue.stats().dropped})
-        return SinkReport(name=self._label, written=self._written, dropped=dict(self._failed + slow))
+        away = self._dropped_away
+        queued = Counter({"sink too slow": self._queue.stats().dropped - away, "not connected": away})
+        lost = self._failed + queued
+        return SinkReport(name=self._label, written=self._written, dropped=dict(lost), away=self._is_away)
+
+    @property
+    def _is_away(self) -> bool:
+        return bool(getattr(self._sink, "away", False))
 
     def finish(self) -> None:
-        """No more frames come; what waits is still written."""
+        """No more frames come; what waits is still written, and a sink that can is told to hurry."""
         self._queue.finish()
+        stop = getattr(self._sink, "stop", None)
+        if stop is not None:
+            stop()
 
     def join(self, deadline_s: float) -> None:
         """Wait until it is closed; a sink that hangs is left to its fate."""
@@ -116,6 +153,8 @@ class SinkWorker:
                 try:
                     self._sink.write(result)
                     self._written += 1
+                except NotTaken as error:
+                    self._failed[error.reason] += 1
                 except SinkError as error:
                     self._failed["cannot be written"] += 1
                     if isinstance(error.__cause__, BrokenPipeError):

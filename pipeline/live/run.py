@@ -39,7 +39,10 @@ from pipeline.live.source import OPEN_TIMEOUT_S, LiveSource, SourceReport
 from pipeline.live.stream_group import StreamGroup
 from pipeline.messages import FrameResult
 from pipeline.metrics import Histogram, HistogramMeter, StageStats
+from pipeline.publish.outputs import Outputs, read_outputs
 from pipeline.runtime import Pipeline
+from pipeline.zones.shape import read_zones
+from pipeline.zones.stage import ZoneStage
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +116,8 @@ class LiveRun:
         self._recording_lock = threading.Lock()
         allowed = AllowedUrls(settings.allow_url)
         addresses = read_addresses(settings.sources, allowed)
+        zones = read_zones(settings.zone, settings.zones)
+        outputs = read_outputs(settings, streams=len(addresses), zones=len(zones))
         self._check_folder(settings)
         run = settings.run_settings()
         model = model if model is not None else open_model(run, announce=announce)
@@ -142,12 +147,16 @@ class LiveRun:
             ]
             self._group = StreamGroup(self.live_sources, capacity=1)
             self.space: DiskSpace | None = None
-            self._dispatch = DispatchStage(self._make_sinks(settings), shared=_shared_sinks(settings, extra_sinks))
+            self._dispatch = DispatchStage(
+                self._make_sinks(settings, outputs),
+                shared=[*_shared_sinks(settings, extra_sinks), *outputs.shared_workers()],
+            )
             self.pipeline = Pipeline(
                 self._group,
                 [
                     *model_stages(run, model, device),
-                    *compose_stages(run, device, draw=settings.output_dir is not None and settings.record == "drawn"),
+                    *compose_stages(run, device, draw=_draws(settings, outputs)),
+                    *([ZoneStage(zones)] if zones else []),
                     self._dispatch,
                 ],
                 queue_depth=min(device.frames_per_call, len(addresses)),
@@ -257,8 +266,8 @@ class LiveRun:
         drawing = DrawingSink(sink) if settings.record == "off" else sink
         return SinkWorker(drawing, RECORDING_LABEL.format(stream), capacity=RECORDING_QUEUE)
 
-    def _make_sinks(self, settings: LiveSettings) -> list[list[SinkWorker]]:
-        sinks: list[list[SinkWorker]] = [[] for _ in self.live_sources]
+    def _make_sinks(self, settings: LiveSettings, outputs: Outputs) -> list[list[SinkWorker]]:
+        sinks = [outputs.workers_of(stream) for stream in range(len(self.live_sources))]
         if settings.output_dir is None:
             return sinks
         self.space = DiskSpace(settings.output_dir, round(settings.keep_free_gb * 1e9))
@@ -316,6 +325,11 @@ def _shared_sinks(settings: LiveSettings, extra: Sequence[LiveSink]) -> list[Sin
     if settings.json is not None:
         workers.append(SinkWorker(StandardOutputSink(), "json on stdout", capacity=JSON_QUEUE))
     return workers
+
+
+def _draws(settings: LiveSettings, outputs: Outputs) -> bool:
+    """Whether some output of the run shows people drawn."""
+    return outputs.want_pictures or (settings.output_dir is not None and settings.record == "drawn")
 
 
 def _decoder(settings: LiveSettings, decoder: HardwareDecoder | None, device: str) -> HardwareDecoder | None:

@@ -66,6 +66,30 @@ class LiveSettings:
     refine_edges: bool = _shared("refine_edges")
     steady_edges: bool = _shared("steady_edges")
     cover_frames: int = _shared("cover_frames")
+    publish: tuple[str, ...] = _option(
+        (),
+        "send JSON lines of all sources to tcp://HOST:PORT, ws(s)://HOST/..., or mqtt(s)://[USER:PASSWORD@]HOST/TOPIC; "
+        "@FILE reads the address from a file; may be given several times",
+        metavar="URL",
+    )
+    push: tuple[str, ...] = _option(
+        (),
+        "send the pictures with people drawn to rtsp(s)://, rtmp(s):// or srt://; {stream} in the address becomes the "
+        "number of the source; @FILE as above; may be given several times",
+        metavar="URL",
+    )
+    push_kbps: int | None = _option(None, "most bits a second of --push, in thousands", metavar="N")
+    zone: tuple[str, ...] = _option(
+        (), "a polygon that is watched: 'NAME:X,Y X,Y X,Y ...' in shares of the picture", metavar="ZONE"
+    )
+    zones: Path | None = _option(None, "polygons that are watched, from a JSON file", metavar="FILE")
+    webhook: tuple[str, ...] = _option(
+        (), "POST who enters or leaves a zone, or stays in it, to http(s)://...; @FILE as above", metavar="URL"
+    )
+    virtual_camera: str | None = _option(
+        None, "show source 0 with people drawn as a camera: a v4l2loopback device, or auto", metavar="DEVICE"
+    )
+    show: bool = _option(False, "show all sources in a window; left out where there is no display")
     rotate_minutes: float = _option(10.0, "a new recording after this many minutes", metavar="MIN")
     rotate_mb: float = _option(500.0, "a new recording at this size in MB", metavar="MB")
     keep_free_gb: float = _option(
@@ -109,6 +133,7 @@ class LiveSettings:
             ("stall_timeout", 0.1, 3600.0),
             ("seconds", 0.1, 1e9),
             ("max_pixels", 4096, 2**31 - 1),
+            ("push_kbps", 50, 1_000_000),
         ):
             value = getattr(self, name)
             _require(value is None or low <= value <= high, flag_of(name), f"from {low:g} to {high:g}", value)

@@ -13,7 +13,6 @@ so `Frame.clip` stays 0, a person who is back within the tracker's memory keeps 
 from __future__ import annotations
 
 import logging
-import random
 import threading
 import time
 from collections import Counter, deque
@@ -23,6 +22,7 @@ from enum import StrEnum
 from fractions import Fraction
 from typing import Final, Protocol
 
+from pipeline.backoff import BACKOFF_S, Backoff
 from pipeline.errors import SourceError
 from pipeline.messages import Frame
 from pipeline.redaction import redact
@@ -30,8 +30,6 @@ from pipeline.video_input import Picture
 
 log = logging.getLogger(__name__)
 
-BACKOFF_S: Final = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
-JITTER: Final = 0.25  # a wait is this much shorter or longer, so that many sources do not knock at the same moment
 STALLED_AFTER_S: Final = (
     2.0  # without a frame a source is shown as stalled; `stall_timeout_s` is what ends a connection
 )
@@ -110,29 +108,6 @@ class LiveInput(Protocol):
 
 Opener = Callable[[], LiveInput]
 Clock = Callable[[], float]
-
-
-class Backoff:
-    """How long to wait before the next try: longer after each failure, up to a minute, never twice the same."""
-
-    def __init__(self, *, seed: int | None = None) -> None:
-        self._random = random.Random(seed)  # noqa: S311  spreads attempts, hides nothing
-        self._failures = 0
-        self._last_s = 0.0
-
-    def next_s(self, *, worked_s: float = 0.0) -> float:
-        """The next wait, s.
-
-        Args:
-            worked_s: how long the connection before gave frames. Longer than the wait before it: it counts as good,
-                and the waits start anew; so no server is asked more often than it works.
-        """
-        if worked_s > self._last_s:
-            self._failures = 0
-        step = BACKOFF_S[min(self._failures, len(BACKOFF_S) - 1)]
-        self._failures += 1
-        self._last_s = step * self._random.uniform(1.0 - JITTER, 1.0 + JITTER)
-        return self._last_s
 
 
 class Timeline:

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.backoff import BACKOFF_S, JITTER, Backoff
 from pipeline.errors import SourceError
-from pipeline.live.source import BACKOFF_S, JITTER, TIME_BASE, Backoff, LiveSource, SourceState, Timeline
+from pipeline.live.source import TIME_BASE, LiveSource, SourceState, Timeline
 from pipeline.video_input import Picture
 
 pytestmark = pytest.mark.timeout(60)
