@@ -61,9 +61,9 @@ def _missing(marker: str) -> str | None:
     """What this machine lacks for tests with this marker; None where it has everything."""
     if marker == "nvcc":
         return None if find_nvcc() else "nvcc is not installed"
-    if marker == "rtsp_server":
     if marker == "torchvision":
         return _why_no_torchvision()
+    if marker == "rtsp_server":
         return None if _has_rtsp_server() else "Debian's GStreamer RTSP server is not installed (make live-servers)"
     if marker == "rtmp_server":
         has_it = NGINX_RTMP.exists() and program("nginx")
