@@ -78,7 +78,7 @@ class WebSocketLink:
             SinkError: no such server, or it does not take the connection.
         """
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name=f"websocket {target.name}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"websocket {target.name}", daemon=True)
         self._thread.start()
         self._connection: Any = None
         try:
@@ -102,8 +102,15 @@ class WebSocketLink:
             self._loop.call_soon_threadsafe(self._connection.transport.abort)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(CLOSE_S)
-        if not self._thread.is_alive():
-            self._loop.close()
+
+    def _run(self) -> None:
+        """The thread: the loop until it is stopped, then the end of what runs in it, keep-alive and all."""
+        self._loop.run_forever()
+        tasks = asyncio.all_tasks(self._loop)
+        for task in tasks:
+            task.cancel()
+        self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        self._loop.close()
 
     @staticmethod
     async def _open(target: Target) -> Any:
