@@ -55,6 +55,7 @@ def stream(
     decode: Decode = "auto",
     batch: int | None = None,
     long_side: int | None = None,
+    skip_still: bool = False,
     person_threshold: float | None = None,
     joint_threshold: float | None = None,
     smooth_joints: bool = False,
@@ -80,6 +81,7 @@ def stream(
         decode: what decodes video; auto takes the GPU where the networks run on one.
         batch: most frames of one call of the networks, if they wait anyway; up to the device by default.
         long_side: long side of the network input in px; the model's own by default.
+        skip_still: the networks skip what has not changed: faster where the camera stands still.
         person_threshold: score (0..1) it takes to appear, half of it to stay; the model's own by default.
         joint_threshold: joints below this confidence (0..1) do not guide the mask; the model's own by default.
         smooth_joints: hold joints that tremble still; masks do not change.
@@ -109,6 +111,7 @@ def stream(
         decode=decode,
         batch=batch,
         long_side=long_side,
+        skip_still=skip_still,
         person_threshold=person_threshold,
         joint_threshold=joint_threshold,
         smooth_joints=smooth_joints,

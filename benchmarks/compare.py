@@ -88,9 +88,15 @@ def contestants(movenet: Path | None) -> list[Contestant]:
     listed = [
         Contestant(name="pose2seg-live", arguments=("--engine", "onnx"), **ours),
         Contestant(name="pose2seg-live, long side 384", arguments=("--engine", "onnx", "--long-side", "384"), **ours),
+        Contestant(name="pose2seg-live, --skip-still", arguments=("--engine", "onnx", "--skip-still"), **ours),
         Contestant(
             name="pose2seg-live, OpenVINO bfloat16",
             arguments=("--engine", "openvino", "--precision", "bfloat16"),
+            **ours,
+        ),
+        Contestant(
+            name="pose2seg-live, OpenVINO bfloat16, --skip-still",
+            arguments=("--engine", "openvino", "--precision", "bfloat16", "--skip-still"),
             **ours,
         ),
         *(

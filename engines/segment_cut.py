@@ -108,6 +108,13 @@ class CutSegmentEngine:
         self._outputs = seg_module.outputs
         self._name = f"{seg_module.name}, windows by our kernel"
         self._windows: F32 = np.empty((0, cut.window_channels, cut.size, cut.size), np.float32)
+        fill_segment_windows(  # compiles
+            np.zeros((1, 1 + SKELETON_CHANNELS, 1, 1), np.float32),
+            np.zeros((1, 1, 1, 1), np.float32),
+            np.zeros((1, 2, 3)),
+            np.zeros(1, np.int32),
+            np.zeros((1, JOINTS, 3), np.float32),
+        )
 
     @property
     def name(self) -> str:

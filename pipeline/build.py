@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+
 from engines import (
     Announce,
     ArtifactError,
@@ -18,7 +20,8 @@ from engines import (
     open_graphs,
 )
 from engines.artifact import Artifact
-from engines.device import FRAMES_PER_CALL, Device, device_of
+from engines.device import FRAMES_PER_CALL, Device, HostDevice, device_of
+from kernels.changed_blocks import BLOCK_PX
 from kernels.pose_decoding import DecodeParameters
 from pipeline.contact_sheet import ContactSheetSink
 from pipeline.errors import SettingsError
@@ -94,7 +97,7 @@ def build(
         SinkError: an output exists or cannot be.
         SourceError: the source cannot be opened.
         EngineError: the model cannot be used.
-        SettingsError: the options do not fit the source.
+        SettingsError: the options do not fit the source, the model or the device.
     """
     image_ids = read_image_ids(settings.coco_images) if settings.coco_images is not None else None
     sinks = make_sinks(settings, image_ids)
@@ -182,6 +185,7 @@ def model_stages(settings: Settings, model: Model, device: Device) -> tuple[Keyp
             input_multiple=artifact.input_multiple,
             person_threshold=_chosen(settings.person_threshold, artifact.person_threshold),
             parameters=decode_parameters(artifact),
+            skip_still=_feature_stride(artifact, device) if settings.skip_still else None,
         ),
         AffineStage(
             artifact.templates,
@@ -215,6 +219,28 @@ def compose_stages(settings: Settings, device: Device, *, draw: bool) -> tuple[C
         draw=draw,
     )
     return (compose, hide)
+
+
+def _feature_stride(artifact: Artifact, device: Device) -> int:
+    """Input px from one feature to the next, where parts of a picture can be looked at on their own.
+
+    Raises:
+        SettingsError: they cannot, on this device or with this model.
+    """
+    if not isinstance(device, HostDevice):
+        raise SettingsError(
+            "--skip-still works where the networks run on the CPU with the engines onnx and openvino, here they run on "
+            f"{device.name}: leave it out, or choose --engine onnx"
+        )
+    matrix = artifact.feature_from_input
+    stride = round(1 / float(matrix[0, 0])) if matrix[0, 0] > 0 else 0
+    on_grid = stride >= 1 and np.allclose(matrix[:, :2] * stride, np.eye(2), atol=1e-5)
+    if not on_grid or artifact.input_multiple % stride or artifact.input_multiple % BLOCK_PX:
+        raise SettingsError(
+            f"--skip-still needs a model whose features and input lie on one grid of {BLOCK_PX} px, this one has "
+            f"feature_from_input {matrix.tolist()} and input_multiple {artifact.input_multiple}: leave it out"
+        )
+    return stride
 
 
 def decode_parameters(artifact: Artifact) -> DecodeParameters:

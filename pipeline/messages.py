@@ -15,6 +15,7 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engines.device import Array, Surface
 from kernels.coordinates import F32, I32, U8
@@ -98,11 +99,14 @@ class Features(ShapesInRepr):
         maps: (B, C, h, w) of the shared backbone, for the B frames of one call.
         row: which of the B frames this is.
         picture: (H, W, 3) uint8 RGB, the frame on the device.
+        renewed: (ceil(H / 16), ceil(W / 16)) numbers that grow from picture to picture: when each block of 16 x 16
+            input px was last looked at; None where every frame is looked at as a whole.
     """
 
     maps: Array
     row: int
     picture: Array
+    renewed: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)

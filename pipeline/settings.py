@@ -88,6 +88,9 @@ class Settings:
     long_side: int | None = _option(
         None, "long side of the network input in px; smaller is faster; the model's own by default", metavar="PX"
     )
+    skip_still: bool = _option(
+        False, "the networks skip what has not changed: faster where the camera stands still (docs/operations.md)"
+    )
     person_threshold: float | None = _option(
         None, "score (0..1) it takes to appear, half of it to stay; the model's own by default", metavar="P"
     )

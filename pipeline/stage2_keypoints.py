@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from engines import Engine, EngineOutOfMemory
 from engines.device import Device
-from kernels.coordinates import F32, invert, transform_points
+from kernels.coordinates import F32, U8, invert, transform_points
 from kernels.letterbox import Letterbox, plan_letterbox
 from kernels.pose_decoding import DecodeParameters, decode_people
 from pipeline.messages import Features, Frame, Poses
+from pipeline.still_parts import StillParts, compile_kernels
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class KeypointStage:
         input_multiple: int,
         person_threshold: float,
         parameters: DecodeParameters,
+        skip_still: int | None = None,
     ) -> None:
         """Keep what the model and the run prescribe.
 
@@ -47,6 +49,8 @@ class KeypointStage:
             person_threshold: people below this score are left out here; `KEPT_SHARE` of it is enough, since those who
                 are known already may go on with less than it takes to appear.
             parameters: of the grouping.
+            skip_still: look only at what changed, see `pipeline.still_parts`: stride of the features in input px, which
+                divides ``input_multiple``; None looks at every frame as a whole. For the host device only.
         """
         self._engine = engine
         self._device = device
@@ -56,6 +60,8 @@ class KeypointStage:
         self._parameters = parameters
         self._plan: Letterbox | None = None
         self._limit = max(1, device.frames_per_call)
+        self._stride = skip_still
+        self._still: dict[int, StillParts] = {}  # one for each stream
 
     @property
     def batch_limit(self) -> int:
@@ -69,12 +75,16 @@ class KeypointStage:
             np.zeros((17, 1, 4), np.float32),
             parameters=self._parameters,
         )
+        if self._stride is not None:
+            compile_kernels()
 
     def process(self, frame: Frame) -> Poses:
         return self.process_batch([frame])[0]
 
     def process_batch(self, frames: Sequence[Frame]) -> list[Poses]:
         """Poses of frames that may differ in size: neighbours of one size share a call."""
+        if self._stride is not None:
+            return [self._changed_parts(frame, self._stride) for frame in frames]
         poses: list[Poses] = []
         while len(poses) < len(frames):
             rest = frames[len(poses) :]
@@ -92,7 +102,15 @@ class KeypointStage:
                 log.warning("%s: %s: going on with %d frames a call", self._device.name, error, self._limit)
         return poses
 
+    @property
+    def looked_at(self) -> float:
+        """Share of the px that the network has looked at so far, 0..1; less than 1 where still parts are skipped."""
+        shown = sum(still.px_shown for still in self._still.values())
+        return sum(still.px_looked_at for still in self._still.values()) / shown if shown else 1.0
+
     def close(self) -> None:
+        if self._still:
+            log.info("keypoints: the network looked at %.0f %% of the px, the rest stood still", 100 * self.looked_at)
         self._engine.close()
 
     def _one_call(self, frames: Sequence[Frame]) -> list[Poses]:
@@ -101,23 +119,39 @@ class KeypointStage:
         outputs = self._device.run(self._engine, {"image": self._device.network_input(pictures, plan)})
         candidates = self._device.to_host({name: outputs[name] for name in CANDIDATES})
         return [
-            self._poses(frame, plan, candidates, row, Features(maps=outputs["features"], row=row, picture=picture))
+            _in_frame(
+                frame,
+                plan,
+                *self._people(candidates, row),
+                Features(maps=outputs["features"], row=row, picture=picture),
+            )
             for row, (frame, picture) in enumerate(zip(frames, pictures, strict=True))
         ]
 
-    def _poses(
-        self, frame: Frame, plan: Letterbox, candidates: Mapping[str, NDArray[Any]], row: int, features: Features
-    ) -> Poses:
+    def _changed_parts(self, frame: Frame, stride: int) -> Poses:
+        """As `_one_call`, for what is not known from the frames before."""
+        plan = self._plan_for(frame)
+        (picture,) = self._device.pictures([frame.pixels])
+        still = self._still.get(frame.stream)
+        if still is None:
+            still = self._still[frame.stream] = StillParts(
+                self._look, grid=self._multiple, stride=stride, max_oks=self._parameters.max_oks
+            )
+        sight = still.see(self._device.network_input([picture], plan)[0], clip=frame.clip)
+        features = Features(maps=sight.features, row=0, picture=picture, renewed=sight.renewed)
+        return _in_frame(frame, plan, sight.keypoints, sight.scores, features)
+
+    def _look(self, picture: U8) -> tuple[F32, F32, F32]:
+        outputs = self._device.run(self._engine, {"image": picture[None]})
+        return (*self._people(outputs, 0), outputs["features"])
+
+    def _people(self, candidates: Mapping[str, NDArray[Any]], row: int) -> tuple[F32, F32]:
+        """Joints in input px, and scores."""
         keypoints, scores = decode_people(
             *(np.asarray(candidates[name][row], np.float32) for name in CANDIDATES), parameters=self._parameters
         )
         wanted = scores >= self._kept_from
-        keypoints, scores = keypoints[wanted], scores[wanted]
-        frame_keypoints: F32 = keypoints.copy()
-        if len(keypoints):
-            frame_from_input = invert(plan.input_from_frame)
-            frame_keypoints[:, :, :2] = transform_points(frame_from_input, keypoints[:, :, :2])
-        return Poses(frame=frame, keypoints=frame_keypoints, scores=scores, letterbox=plan, features=features)
+        return keypoints[wanted], scores[wanted]
 
     def _plan_for(self, frame: Frame) -> Letterbox:
         """The plan of this frame's size; a stream may change its size at any time."""
@@ -126,3 +160,12 @@ class KeypointStage:
             plan = plan_letterbox(frame.height, frame.width, long_side=self._long_side, multiple=self._multiple)
             self._plan = plan
         return plan
+
+
+def _in_frame(frame: Frame, plan: Letterbox, keypoints: F32, scores: F32, features: Features) -> Poses:
+    """The message, with joints in frame px."""
+    frame_keypoints: F32 = keypoints.copy()
+    if len(keypoints):
+        frame_from_input = invert(plan.input_from_frame)
+        frame_keypoints[:, :, :2] = transform_points(frame_from_input, keypoints[:, :, :2])
+    return Poses(frame=frame, keypoints=frame_keypoints, scores=scores, letterbox=plan, features=features)

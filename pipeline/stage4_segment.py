@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engines import Engine, EngineOutOfMemory
 from engines.device import Array, Device
-from kernels.coordinates import F32
+from kernels.coordinates import F32, compose, invert
+from kernels.renewal import window_renewals
 from kernels.roi_inputs import segment_feeds
 from pipeline.messages import AlignedRois, Features, InstanceMasks
 
 JOINT_SEEN = 2.0  # the network's mark of a joint that is there and visible (COCO's v)
+
+
+class _KnownMask(NamedTuple):
+    probabilities: F32
+    score: np.float32
+    number: int  # of the picture it was made from
 
 
 class SegmentStage:
@@ -37,6 +44,7 @@ class SegmentStage:
         self._feature_from_input = feature_from_input
         self._roi_size = roi_size
         self._people_per_call = int(getattr(engine, "limits", {}).get("N", 0)) or None
+        self._known: dict[int, dict[bytes, _KnownMask]] = {}  # for each stream, by what the mask was made from
 
     @property
     def batch_limit(self) -> int:
@@ -63,6 +71,8 @@ class SegmentStage:
             empty = np.zeros((0, self._roi_size, self._roi_size), np.float32)
             return [_masks(rois, empty, empty, np.zeros(0, np.float32)) for rois in group]
         feeds = self._feeds(group)
+        if features.renewed is not None and len(group) == 1:
+            return [self._known_or_new(group[0], features, features.renewed, feeds)]
         probabilities, host = self._run(features.maps, feeds)
         ends = np.cumsum(counts).tolist()
         return [
@@ -74,6 +84,34 @@ class SegmentStage:
             )
             for rois, count, end in zip(group, counts, ends, strict=True)
         ]
+
+    def _known_or_new(
+        self, rois: AlignedRois, features: Features, renewed: NDArray[np.int64], feeds: dict[str, NDArray[Any]]
+    ) -> InstanceMasks:
+        """Masks of one frame; somebody in whose window nothing has changed since their last mask keeps it."""
+        known = self._known.setdefault(rois.poses.frame.stream, {})
+        matrices, joints = feeds["feature_from_roi"], feeds["roi_keypoints"]
+        keys = [matrix.tobytes() + pose.tobytes() for matrix, pose in zip(matrices, joints, strict=True)]
+        changed = window_renewals(
+            renewed,
+            compose(invert(self._feature_from_input), matrices),
+            roi_size=self._roi_size,
+            margin=2.0 / float(self._feature_from_input[0, 0]),
+        )
+        new = [
+            n
+            for n, (key, number) in enumerate(zip(keys, changed.tolist(), strict=True))
+            if key not in known or known[key].number < number
+        ]
+        if new:
+            _, host = self._run(features.maps, {name: feed[new] for name, feed in feeds.items()})
+            number = int(renewed.max())
+            for row, n in enumerate(new):
+                known[keys[n]] = _KnownMask(host["probabilities"][row], host["scores"][row], number)
+        masks = [known[key] for key in keys]
+        self._known[rois.poses.frame.stream] = dict(zip(keys, masks, strict=True))  # whoever is gone is forgotten
+        probabilities = np.stack([mask.probabilities for mask in masks])
+        return _masks(rois, probabilities, probabilities, np.array([mask.score for mask in masks], np.float32))
 
     def _feeds(self, group: Sequence[AlignedRois]) -> dict[str, NDArray[Any]]:
         """Inputs for all people of the group, those of one frame after those of the other."""

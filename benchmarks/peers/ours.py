@@ -1,6 +1,6 @@
 """pose2seg-live as a contestant of `benchmarks.compare`: the pipeline as users run it, decode to drawn frame.
 
-python -m benchmarks.peers.ours [--engine onnx] [--precision auto] [--long-side 512]
+python -m benchmarks.peers.ours [--engine onnx] [--precision auto] [--long-side 512] [--skip-still]
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--engine", default="onnx")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--long-side", type=int)
+    parser.add_argument("--skip-still", action="store_true")
     options = parser.parse_args()
 
     def settings(clip: str, frames: int | None = None) -> Settings:
@@ -55,6 +56,7 @@ def main() -> None:
             engine=options.engine,
             precision=options.precision,
             long_side=options.long_side,
+            skip_still=options.skip_still,
             device="cpu",
         )
 

@@ -20,6 +20,7 @@ SHARED = (
     *("model", "engine", "device", "decode", "precision", "threads", "batch", "long_side", "person_threshold"),
     *("joint_threshold", "smooth_joints", "mask_threshold", "video_preset", "video_encoder", "stats_every_s"),
     *("hide", "hide_ahead", "layer_ids", "layer_background", "refine_edges", "steady_edges", "cover_frames"),
+    "skip_still",
 )
 
 
@@ -115,6 +116,7 @@ class LiveSettings:
     threads: int | None = _shared("threads")
     batch: int | None = _shared("batch")
     long_side: int | None = _shared("long_side")
+    skip_still: bool = _shared("skip_still")
     person_threshold: float | None = _shared("person_threshold")
     joint_threshold: float | None = _shared("joint_threshold")
     smooth_joints: bool = _shared("smooth_joints")
