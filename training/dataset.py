@@ -8,9 +8,9 @@ have seen.
 
 from __future__ import annotations
 
-import json
 import os
 import zipfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,80 +21,17 @@ import numpy as np
 import torch
 from numpy.random import Generator
 from numpy.typing import NDArray
-from pycocotools import mask as coco_mask
 
 from kernels.coordinates import F32, F64, U8, transform_points
 from kernels.skeleton import FLIPPED_JOINTS
 from kernels.square_letterbox import plan_square_letterbox, square_letterbox
+from training.annotations import JOINTS, DataError, Person, Photo, decode_mask, read_photos
 from training.holdout import unseen_ids
 from training.settings import SourceSettings, TrainSettings
 
-JOINTS = 17
 LABEL_BACKGROUND = 0
 LABEL_COVERED = 255  # something that is in front and belongs to nobody in the scene's list
 MAX_PEOPLE = 254
-
-
-class DataError(ValueError):
-    """A data set is not what it says it is: names the file, what was expected and what came."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Person:
-    """One annotated person of a photograph, image px."""
-
-    box: F64  # (4,) x0, y0, x1, y1
-    keypoints: F32  # (17, 3) x, y, v; all zero where the person has none
-    segmentation: Any  # COCO polygons or RLE, None without a mask
-    ignore: bool  # weak label: neither a positive nor background
-    crowd: bool
-
-    @property
-    def has_keypoints(self) -> bool:
-        return bool((self.keypoints[:, 2] > 0).any())
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Photo:
-    """One picture of a data set and the people annotated in it."""
-
-    image_id: int
-    file_name: str
-    height: int
-    width: int
-    people: tuple[Person, ...]
-    near_duplicate_group: int | None = None  # pictures of one group are nearly the same
-
-
-def read_photos(annotations: Path) -> list[Photo]:
-    """The pictures of a COCO-format annotation file with the people annotated in them; no pixel data is read.
-
-    Raises:
-        DataError: the file is missing or not COCO; names the annotation.
-    """
-    where = ""
-    try:
-        content = json.loads(Path(annotations).read_text())
-        by_image: dict[int, list[Person]] = {entry["id"]: [] for entry in content["images"]}
-        for annotation in content.get("annotations", ()):
-            where = f"annotation {annotation.get('id')}: "
-            by_image[annotation["image_id"]].append(_read_person(annotation))
-        where = ""
-        return [
-            Photo(
-                image_id=entry["id"],
-                file_name=entry["file_name"],
-                height=entry["height"],
-                width=entry["width"],
-                people=tuple(by_image[entry["id"]]),
-                near_duplicate_group=entry.get("near_duplicate_group"),
-            )
-            for entry in content["images"]
-        ]
-    except FileNotFoundError:
-        raise DataError(f"annotation file not found: {annotations}") from None
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{annotations} is not a COCO keypoint file: {where}{type(error).__name__} {error}") from error
 
 
 class CocoFolder:
@@ -117,56 +54,52 @@ class CocoFolder:
     def _bytes(self, photo: Photo) -> bytes:
         if self.images.is_dir():
             return (self.images / photo.file_name).read_bytes()
+        packed = self._open_zip()
+        name = next((n for n in (photo.file_name, f"images/{photo.file_name}") if n in packed.NameToInfo), None)
+        if name is None:
+            raise DataError(f"{photo.file_name} is not in {self.images}")
+        try:
+            return packed.read(name)
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+            raise DataError(f"{photo.file_name} in {self.images} is damaged: {error}") from error
+
+    def _open_zip(self) -> zipfile.ZipFile:
+        """Opened once a process: workers must not share a place in the file."""
         if self._zip is None or self._zip[0] != os.getpid():
             try:
                 self._zip = (os.getpid(), zipfile.ZipFile(self.images))
-            except zipfile.BadZipFile as error:
+            except (zipfile.BadZipFile, OSError) as error:
                 raise DataError(f"{self.images} is not a zip: {error}") from None
-        names = self._zip[1].NameToInfo
-        name = next((n for n in (photo.file_name, f"images/{photo.file_name}") if n in names), None)
-        if name is None:
-            raise DataError(f"{photo.file_name} is not in {self.images}")
-        return self._zip[1].read(name)
+        return self._zip[1]
+
+    def require_files(self, photos: Iterable[Photo]) -> None:
+        """Raise DataError unless the files of all these pictures are there; nothing is decoded."""
+        if self.images.is_dir():
+            missing = [p.file_name for p in photos if not (self.images / p.file_name).is_file()]
+        else:
+            names = self._open_zip().NameToInfo
+            missing = [p.file_name for p in photos if not {p.file_name, f"images/{p.file_name}"} & names.keys()]
+        if missing:
+            more = f" and {len(missing) - 3:,} more" if len(missing) > 3 else ""
+            raise DataError(f"pictures are not in {self.images}: {', '.join(missing[:3])}{more}")
 
     def image(self, photo: Photo) -> U8:
-        """(H, W, 3) uint8 RGB."""
+        """(H, W, 3) uint8 RGB.
+
+        Raises:
+            DataError: the file is missing, is no picture, or has another size than annotated; names it.
+        """
         try:
             data = np.frombuffer(self._bytes(photo), np.uint8)
         except FileNotFoundError:
             raise DataError(f"picture {photo.file_name} is not in {self.images}") from None
+        except OSError as error:
+            raise DataError(f"picture {photo.file_name} in {self.images} cannot be read: {error}") from error
         picture = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
         if picture is None or picture.shape[:2] != (photo.height, photo.width):
             came = "not a picture" if picture is None else f"{picture.shape[1]}x{picture.shape[0]}"
             raise DataError(f"{photo.file_name}: expected a picture of {photo.width}x{photo.height}, got {came}")
         return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
-
-
-def _read_person(annotation: dict[str, Any]) -> Person:
-    x, y, w, h = annotation["bbox"]
-    keypoints = np.zeros((JOINTS, 3), np.float32)
-    if annotation.get("keypoints"):
-        keypoints[:] = np.asarray(annotation["keypoints"], np.float32).reshape(JOINTS, 3)
-        keypoints[keypoints[:, 2] <= 0] = 0
-    crowd = bool(annotation.get("iscrowd", 0)) or bool(annotation.get("merged", False))
-    return Person(
-        box=np.array([x, y, x + w, y + h]),
-        keypoints=keypoints,
-        segmentation=annotation.get("segmentation") or None,
-        ignore=bool(annotation.get("ignore", False)),
-        crowd=crowd,
-    )
-
-
-def decode_mask(segmentation: Any, height: int, width: int) -> U8:
-    """COCO polygons, compressed or plain RLE to (H, W) uint8 of 0 and 1."""
-    if isinstance(segmentation, list):
-        rle = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-    elif isinstance(segmentation["counts"], list):
-        rle = coco_mask.frPyObjects(segmentation, height, width)
-    else:
-        rle = segmentation
-    mask: U8 = coco_mask.decode(rle)
-    return mask
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -307,11 +240,11 @@ def photo_scene(rng: Generator, folder: CocoFolder, photo: Photo, backdrop: U8, 
 def is_taught(person: Person) -> bool:
     """Whether the paper's training set has the person: joints and a mask, no crowd, nothing degenerate.
 
-    Degenerate: a box of at most 1 px, or polygons of which none has six numbers.
+    Degenerate: a box of at most 1 px, or an area of none. (Polygons of fewer than six numbers are no mask.)
     """
     if not person.has_keypoints or person.segmentation is None or person.crowd or person.ignore:
         return False
-    if isinstance(person.segmentation, list) and not any(len(polygon) >= 6 for polygon in person.segmentation):
+    if person.area is not None and person.area <= 0:
         return False
     return bool((person.box[2:] - person.box[:2]).min() > 1)
 
@@ -428,6 +361,7 @@ class SceneDataset(torch.utils.data.Dataset[Scene]):
                         f"{source.annotations}: photo_weight is {source.photo_weight:g}, but no picture outside the "
                         "held-out ones has a person with keypoints"
                     )
+                folder.require_files(photos)
                 self.sources.append(
                     _PhotoSource(folder=folder, photos=photos, weight=source.photo_weight, complete=source.complete)
                 )

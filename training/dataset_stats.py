@@ -43,10 +43,7 @@ def greatest_mask_iou(people: list[Person], photo: Photo) -> F64:
         if coded is None:
             continue
         if isinstance(coded, list):
-            polygons = [polygon for polygon in coded if len(polygon) >= 6]
-            if not polygons:
-                continue
-            rles.append(coco_mask.merge(coco_mask.frPyObjects(polygons, photo.height, photo.width)))
+            rles.append(coco_mask.merge(coco_mask.frPyObjects(coded, photo.height, photo.width)))
         elif isinstance(coded["counts"], list):
             rles.append(coco_mask.frPyObjects(coded, photo.height, photo.width))
         else:

@@ -6,11 +6,10 @@
 For any COCO-format set, made for those of `training.compose_benchmark`. People fall into parts by MaxIoU, the greatest
 IoU of their box with another person's: general below 0.5, moderate from 0.5, hard from 0.75.
 
-AP of a part is COCO's with the people outside of the part ignored: a mask that matches one of them counts neither way.
-``--others absent`` takes them out of the truth instead, and their poses too where poses come from the annotations; then
-a mask on one of them is false. Identity confusion of a mask is the share of its px that lie on another person than its
-own. Its own is the one whose pose it was made from if poses are given as `gt`, else the one it overlaps best; a mask
-counts in the part of its person, and masks that overlap nobody are counted apart. Intervals are 95 % of a bootstrap
+A mask belongs to the person whose pose it was made from if poses are given as `gt`, else to the one it overlaps best.
+AP of a part is COCO's over its people and their masks; masks that overlap nobody count as false in every part. With
+``--others absent`` found masks of other people count as false, too, as they do against the file of a subset. Identity
+confusion of a mask is the share of its px that lie on another person than its own. Intervals are 95 % of a bootstrap
 over pictures: they tell nothing of another set of people or another training seed.
 
 ``--results`` evaluates the masks of any other system: a list of COCO results with image_id, score and segmentation.
@@ -38,6 +37,7 @@ from rich.table import Table
 
 from engines import EngineError, default_artifact
 from kernels.coordinates import F64
+from training.annotations import checked_segmentation
 from training.dataset import CocoFolder, DataError, Photo, greatest_iou
 from training.evaluate import checkpoint_model, evaluate, open_model, true_people, truth_for
 from training.identity_confusion import NOBODY, mask_shares, owners_by_overlap
@@ -62,11 +62,14 @@ class FoundMasks:
 
 
 def max_iou_of(photo: Photo) -> F64:
-    """(people,) each person's greatest box IoU with another; crowds are nobody."""
+    """(people,) each person's MaxIoU as stored, else the greatest box IoU with another; crowds are nobody."""
     people = [i for i, person in enumerate(photo.people) if not person.crowd and not person.ignore]
     result = np.zeros(len(photo.people))
     if people:
         result[people] = greatest_iou(np.stack([photo.people[i].box for i in people]))
+    for number, person in enumerate(photo.people):
+        if person.max_iou is not None:
+            result[number] = person.max_iou
     return result
 
 
@@ -87,9 +90,9 @@ def read_results(path: Path, photos: Sequence[Photo]) -> list[dict[str, Any]]:
             where = f"entry {number}: "
             size = sizes[entry["image_id"]]
             rle = entry["segmentation"]
-            if list(rle["size"]) != size:
-                raise ValueError(f"a mask of {rle['size']} px in a picture of {size}")
-            coco_mask.area(rle)
+            if not isinstance(rle, dict) or not isinstance(rle["counts"], str):
+                raise TypeError("segmentation must be a compressed RLE")
+            checked_segmentation(rle, *size)
             score = float(entry["score"])
             if not np.isfinite(score):
                 raise ValueError(f"score is {score}")
@@ -245,13 +248,21 @@ def occlusion_figures(
         "empty_masks": int(sum((p.px == 0).sum() for p in pictures)),
         "others": others,
     }
+    every = others == "absent" and not in_order
     for name, (low, high) in PARTS.items():
         members = {e["id"] for people in everybody.values() for e in people if low <= e["max_iou"] < high}
         confusion = _confusion(pictures, low, high)
         part: dict[str, Any] = {
             "people": len(members),
             "mask": _average_precision(
-                truth, everybody, found, members, others, in_order=in_order, resamples=resamples
+                _only(truth, members) if others == "absent" else truth,
+                [
+                    entry
+                    for photo, picture in zip(photos, pictures, strict=True)
+                    for entry in _of_part(found[photo.image_id], picture, low, high, every=every)
+                ],
+                members,
+                resamples=resamples,
             ),
             "mean_iou": _rounded(_mean_iou(pictures, low, high, in_order=in_order)),
             "confusion": {key: _rounded(value) for key, value in confusion.items()},
@@ -272,35 +283,37 @@ def _rounded(value: float | None) -> float | int | None:
     return value if value is None or isinstance(value, int) else round(value, 4)
 
 
+def _of_part(
+    masks: Sequence[dict[str, Any]], picture: FoundMasks, low: float, high: float, *, every: bool
+) -> list[dict[str, Any]]:
+    """A picture's masks that count in a part: its people's and nobody's, or every one where the part has people."""
+    inside = (picture.max_iou >= low) & (picture.max_iou < high)
+    if every:
+        return list(masks) if inside.any() else []
+    return [mask for mask, owner in zip(masks, picture.owner, strict=True) if owner == NOBODY or inside[owner]]
+
+
+def _only(truth: COCO, members: set[int]) -> COCO:
+    """The truth without anybody else, and without pictures that have none of the members."""
+    people = [entry for entry in truth.dataset["annotations"] if entry["id"] in members]
+    kept = {entry["image_id"] for entry in people}
+    images = [entry for entry in truth.dataset["images"] if entry["id"] in kept]
+    subset = COCO()
+    subset.dataset = {**truth.dataset, "annotations": people, "images": images}
+    with contextlib.redirect_stdout(io.StringIO()):
+        subset.createIndex()
+    return subset
+
+
 def _average_precision(
-    truth: COCO,
-    everybody: Mapping[int, Sequence[dict[str, Any]]],
-    found: Mapping[int, Sequence[dict[str, Any]]],
-    members: set[int],
-    others: str,
-    *,
-    in_order: bool,
-    resamples: int,
+    truth: COCO, used: Sequence[dict[str, Any]], members: set[int], *, resamples: int
 ) -> dict[str, Any]:
+    """COCO's AP of the members, with everybody else ignored."""
     if not members:
         return {"AP": None, "AP50": None, "AP75": None}
-    used = {image_id: list(entries) for image_id, entries in found.items()}
-    if others == "absent":
-        inside = {i: [e["id"] in members for e in people] for i, people in everybody.items()}
-        if in_order:
-            used = {i: [e for e, mine in zip(entries, inside[i], strict=True) if mine] for i, entries in used.items()}
-        content = dict(truth.dataset)
-        content["annotations"] = [e for e in truth.dataset["annotations"] if e["id"] in members]
-        content["images"] = [e for e in truth.dataset["images"] if any(inside[e["id"]])]
-        kept = {e["id"] for e in content["images"]}
-        used = {i: entries for i, entries in used.items() if i in kept}
-        truth = COCO()
-        truth.dataset = content
-        with contextlib.redirect_stdout(io.StringIO()):
-            truth.createIndex()
     # Copies of what counts: pycocotools writes into its results, and takes a box that it wrote before for a question.
     names = ("image_id", "category_id", "score", "segmentation")
-    flat = [{name: entry[name] for name in names} for entries in used.values() for entry in entries]
+    flat = [{name: entry[name] for name in names} for entry in used]
     if not flat:
         return {"AP": 0.0, "AP50": 0.0, "AP75": 0.0}
     with contextlib.redirect_stdout(io.StringIO()):

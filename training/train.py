@@ -68,6 +68,33 @@ class SampleOrder(torch.utils.data.Sampler[int]):
         return (self.settings.steps - self.first_step) * self.settings.batch_size
 
 
+class _TellingDataset(torch.utils.data.Dataset[Scene | DataError]):
+    """Hands on what is wrong with a sample in place of the sample: an error in a worker would lose its type."""
+
+    def __init__(self, dataset: SceneDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, index: int) -> Scene | DataError:
+        try:
+            return self.dataset[index]
+        except DataError as error:
+            return DataError(f"sample {index} of seed {self.dataset.settings.seed}: {error}")
+
+
+def sound_scenes(samples: list[Scene | DataError], step: int) -> list[Scene]:
+    """The samples of a step.
+
+    Raises:
+        DataError: one of them could not be made; names step, sample and file.
+    """
+    for sample in samples:
+        if isinstance(sample, DataError):
+            raise DataError(
+                f"step {step}, {sample}. The run goes on from its last checkpoint when it is mended and started again"
+            )
+    return [sample for sample in samples if isinstance(sample, Scene)]
+
+
 def learning_rate_factor(settings: TrainSettings, step: int) -> float:
     """Multiple of the base rate at a step: warm-up, then the schedule by share of the run."""
     share = step / settings.steps
@@ -297,7 +324,7 @@ def train(settings: TrainSettings, *, stop_after: int | None = None) -> Path:
     cv2.setNumThreads(1)  # before the data is touched: OpenCV's thread pool does not survive the fork of the workers
     dataset = SceneDataset(settings)
     loader = torch.utils.data.DataLoader(
-        dataset,
+        _TellingDataset(dataset),
         batch_size=settings.batch_size,
         sampler=SampleOrder(settings, first_step, rank, world),
         num_workers=settings.workers,
@@ -320,7 +347,8 @@ def train(settings: TrainSettings, *, stop_after: int | None = None) -> Path:
     started, pictures, summed = time.monotonic(), 0, 0
     with progress:
         task = progress.add_task("train", total=settings.steps, completed=first_step, loss="")
-        for step, scenes in enumerate(loader, start=first_step):
+        for step, batch in enumerate(loader, start=first_step):
+            scenes = sound_scenes(batch, step)
             factor = learning_rate_factor(settings, step)
             for group in optimiser.param_groups:
                 group["lr"] = group["base"] * factor

@@ -78,7 +78,7 @@ def test_a_broken_mask_or_file_is_named(tmp_path: Path, capsys: pytest.CaptureFi
     broken["segmentation"] = {"size": [96, 128]}
     path = write_coco(tmp_path, {1: background(1)}, [broken]) / "annotations.json"
     assert main(["--annotations", str(path)]) == 2
-    assert "000001.png: a mask cannot be read" in capsys.readouterr().err
+    assert "annotation 7: ValueError segmentation: 'counts'" in capsys.readouterr().err
     content = json.loads(path.read_text())
     del content["annotations"][0]["bbox"]
     path.write_text(json.dumps(content))

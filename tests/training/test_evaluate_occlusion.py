@@ -195,7 +195,7 @@ def test_the_command_runs_the_baseline_on_true_poses(folder: Path, tmp_path: Pat
         ({"a": 1}, "it holds a dict"),
         ([{"score": 1}], "entry 0: KeyError 'image_id'"),
         ([{"image_id": 9, "score": 1, "segmentation": {}}], "entry 0: KeyError 9"),
-        ([{"image_id": 1, "score": 1, "segmentation": {"size": [4, 4], "counts": "0"}}], r"a mask of \[4, 4\] px in a"),
+        ([{"image_id": 1, "score": 1, "segmentation": {"size": [4, 4], "counts": "0"}}], r"an RLE of \[4, 4\] px in a"),
         ([{**results()[0], "score": float("inf")}], "score is inf"),
         ([{**results()[0], "segmentation": [[1, 2, 3]]}], "entry 0: TypeError"),
     ],
