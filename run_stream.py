@@ -18,6 +18,7 @@ from rich.logging import RichHandler
 from pipeline.build import build
 from pipeline.command_line import command_of, parse_settings
 from pipeline.errors import EXIT_OK, exit_code_of
+from pipeline.exports.piped_video import ReaderLeft
 from pipeline.progress import PlainProgress, RunCounter, TerminalProgress, announce_on, summary_table
 from pipeline.redaction import redact
 from pipeline.runtime import Pipeline
@@ -91,6 +92,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stop.restore()
     except KeyboardInterrupt:
         return EXIT_OK
+    except ReaderLeft as left:
+        log.info("%s: stopped; what was written is whole", left)
+        return EXIT_OK
     except Exception as error:
         if debug:
             errors.print(redact(traceback.format_exc()), markup=False)
@@ -127,7 +131,7 @@ def run(settings: Settings, errors: Console, stop: StopRequest) -> int:
             window.close()
     if stop.count:
         log.info("stopped on request after %d frames", counter.frames)
-    Console(highlight=False).print(summary_table(pipeline.source.name, counter.totals()))
+    Console(highlight=False, stderr=settings.is_piped()).print(summary_table(pipeline.source.name, counter.totals()))
     return EXIT_OK
 
 

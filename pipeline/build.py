@@ -25,6 +25,11 @@ from kernels.changed_blocks import BLOCK_PX
 from kernels.pose_decoding import DecodeParameters
 from pipeline.contact_sheet import ContactSheetSink
 from pipeline.errors import SettingsError
+from pipeline.exports.datasets import CocoFolder, CvatFolder, YoloFolder
+from pipeline.exports.options import SUBTITLES, Export, read_exports
+from pipeline.exports.parquet_table import ParquetSink
+from pipeline.exports.piped_video import MatroskaPipe, RawPipe
+from pipeline.exports.subtitles import SubtitleSink
 from pipeline.layers.hide_stage import HideStage
 from pipeline.layers.options import read_background, read_ids
 from pipeline.layers.sinks import make_layer_sinks
@@ -269,7 +274,12 @@ def make_sinks(settings: Settings, image_ids: dict[str, int] | None) -> list[Sin
         sinks.append(JsonLinesSink(Path(settings.json), overwrite=settings.overwrite))
     if settings.coco is not None:
         sinks.append(CocoSink(Path(settings.coco), overwrite=settings.overwrite, image_ids=image_ids))
-    if settings.output is not None:
+    if settings.table is not None:
+        sinks.append(ParquetSink(Path(settings.table), overwrite=settings.overwrite))
+    sinks += [export_sink(export, settings) for export in read_exports(settings.export)]
+    if settings.is_piped():
+        sinks.append(piped_video(settings))
+    elif settings.output is not None:
         sinks.append(
             VideoSink(
                 Path(settings.output),
@@ -282,6 +292,24 @@ def make_sinks(settings: Settings, image_ids: dict[str, int] | None) -> list[Sin
     if settings.sheet is not None:
         sinks.append(ContactSheetSink(Path(settings.sheet), overwrite=settings.overwrite))
     return sinks + make_layer_sinks(settings)
+
+
+def export_sink(export: Export, settings: Settings) -> Sink:
+    """What writes an ``--export``."""
+    if export.kind in SUBTITLES:
+        return SubtitleSink(export.path, overwrite=settings.overwrite)
+    if export.kind in {"coco", "cvat"}:
+        folder = CocoFolder if export.kind == "coco" else CvatFolder
+        return folder(export.path, overwrite=settings.overwrite, every=settings.export_every)
+    pose = export.kind == "yolo-pose"
+    return YoloFolder(export.path, overwrite=settings.overwrite, every=settings.export_every, pose=pose)
+
+
+def piped_video(settings: Settings) -> Sink:
+    """What writes ``--output -``."""
+    if settings.pipe == "rawvideo":
+        return RawPipe()
+    return MatroskaPipe(crf=settings.video_crf, preset=settings.video_preset, encoder=settings.video_encoder)
 
 
 def draws(settings: Settings) -> bool:

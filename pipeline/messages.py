@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from kernels.coordinates import F32, I32, U8
 from kernels.letterbox import Letterbox
 from pipeline.person import Person
 from pipeline.zones.event import ZoneEvent
+
+if TYPE_CHECKING:
+    from pipeline.exports.supervision_result import SupervisionResult
 
 
 class ShapesInRepr:
@@ -243,6 +246,19 @@ class FrameResult(ShapesInRepr):
     def to_json(self) -> str:
         """One line of JSON without its line end."""
         return json.dumps(self.to_dict(), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+    def to_supervision(self) -> SupervisionResult:
+        """The people as ``supervision.Detections`` and ``supervision.KeyPoints``, row n of both the same person.
+
+        Boxes are x0, y0, x1, y1 px, end exclusive; masks (N, H, W) bool; ``tracker_id`` is the person's id; ``visible``
+        says which joints guided the mask. N may be 0.
+
+        Raises:
+            ModuleNotFoundError: supervision is not installed (extra ``interop``).
+        """
+        from pipeline.exports.supervision_result import to_supervision
+
+        return to_supervision(self)
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
         """COCO results of this frame, for ``pycocotools.coco.COCO.loadRes``; one entry per person.

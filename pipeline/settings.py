@@ -9,6 +9,7 @@ from typing import Any, Literal
 from engines import ENGINE_NAMES, PRECISIONS
 from engines.engine import DEVICE_PATTERN, Precision
 from pipeline.errors import SettingsError
+from pipeline.exports.options import EXPORT_KINDS, PIPE_FORMATS, STANDARD_OUTPUT, Pipe, read_exports
 from pipeline.layers.options import HIDING, HIDING_CHOICES, LAYER_KINDS, Hide, read_background, read_ids, read_layers
 from pipeline.redaction import redact
 
@@ -39,12 +40,27 @@ class Settings:
             "choices": None,
         }
     )
-    output: Path | None = _option(None, "write the video with people drawn on it", metavar="F.mp4")
+    output: Path | None = _option(
+        None, "write the video with people drawn on it; - writes it to standard output", metavar="F.mp4|-"
+    )
+    pipe: Pipe = _option(
+        "matroska", "of --output -: H.264 in Matroska, or the px as they are (RGB, 3 bytes each)", choices=PIPE_FORMATS
+    )
     json: Path | None = _option(None, "write one line of JSON per frame (docs/jsonl.md)", metavar="F.jsonl")
     coco: Path | None = _option(None, "write COCO results of a folder of images", metavar="F.json")
     coco_images: Path | None = _option(
         None, "COCO annotation file whose images give each file name its id, for --coco", metavar="F.json"
     )
+    table: Path | None = _option(
+        None, "write a table with a row per person per frame (docs/interop.md)", metavar="F.parquet"
+    )
+    export: tuple[str, ...] = _option(
+        (),
+        f"write labels for other programs; KIND is {', '.join(EXPORT_KINDS)}; may be given several times "
+        "(docs/interop.md)",
+        metavar="KIND=PATH",
+    )
+    export_every: int = _option(1, "of --export coco, cvat, yolo-*: every Nth frame, from the first one", metavar="N")
     sheet: Path | None = _option(None, "write a contact sheet of the run", metavar="F.png")
     layer: tuple[str, ...] = _option(
         (),
@@ -127,6 +143,7 @@ class Settings:
             ("video_crf", 0, 51),
             ("cover_frames", 0, None),
             ("hide_ahead", 0, 250),
+            ("export_every", 1, None),
         ):
             value = getattr(self, name)
             in_range = value is None or (value >= low and (high is None or value <= high))
@@ -146,6 +163,7 @@ class Settings:
         )
         if self.coco_images is not None and self.coco is None:
             raise SettingsError("--coco-images gives ids to --coco: add --coco F.json")
+        _require(self.pipe in PIPE_FORMATS, "pipe", f"one of {', '.join(PIPE_FORMATS)}", self.pipe)
         self._check_layers()
         self._check_output_names()
 
@@ -166,9 +184,15 @@ class Settings:
 
     def output_paths(self) -> list[tuple[str, Path]]:
         """All files and folders that a run writes, each with the flag that names it."""
-        single = [(flag_of(name), getattr(self, name)) for name in ("output", "json", "coco", "sheet")]
+        single = [(flag_of(name), getattr(self, name)) for name in ("output", "json", "coco", "table", "sheet")]
         layers = [(f"--layer {layer.kind}", layer.path) for layer in read_layers(self.layer)]
-        return [(flag, Path(path)) for flag, path in single if path is not None] + layers
+        exports = [(f"--export {export.kind}", export.path) for export in read_exports(self.export)]
+        files = [(flag, Path(path)) for flag, path in single if path is not None and not self.is_piped(path)]
+        return [*files, *exports, *layers]
+
+    def is_piped(self, path: Path | None = None) -> bool:
+        """Whether an output, by default the video, goes to standard output."""
+        return (self.output if path is None else path) == STANDARD_OUTPUT
 
     def _check_output_names(self) -> None:
         owners: dict[Path, str] = {}
@@ -177,9 +201,17 @@ class Settings:
             if place in owners:
                 raise SettingsError(f"{owners[place]} and {flag} both name {path}: give each its own file")
             owners[place] = flag
-        for name, suffixes in (("output", (".mp4", ".m4v", ".mov")), ("sheet", (".png", ".jpg", ".jpeg"))):
+        for name, suffixes in (
+            ("output", (".mp4", ".m4v", ".mov")),
+            ("sheet", (".png", ".jpg", ".jpeg")),
+            ("table", (".parquet",)),
+        ):
             path = getattr(self, name)
-            if path is not None and Path(path).suffix.lower() not in suffixes:
+            if (
+                path is not None
+                and not (name == "output" and self.is_piped())
+                and Path(path).suffix.lower() not in suffixes
+            ):
                 raise SettingsError(f"--{name} expects a name ending in {', '.join(suffixes)}, got {path}")
 
     def describe(self) -> str:

@@ -170,7 +170,7 @@ class VideoSink:
             raise self._error(failure) from failure
 
     def _open(self, frame: Frame) -> None:
-        create_output(self._path, overwrite=self._overwrite).close()  # refuses what must not be replaced
+        self._create()
         container = self._open_container("file:" + str(self._path))
         self._container = container
         height, width = self._wanted_size or (frame.height, frame.width)
@@ -184,6 +184,9 @@ class VideoSink:
         if self._threads is not None:
             context.thread_count = self._threads
         self._stream = stream
+
+    def _create(self) -> None:
+        create_output(self._path, overwrite=self._overwrite).close()  # refuses what must not be replaced
 
     def _open_container(self, address: str) -> OutputContainer:
         options = {"movflags": _MOVFLAGS, "flush_packets": "1"}

@@ -8,6 +8,7 @@ import functools
 import logging
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -49,7 +50,7 @@ def _log_handlers_do_not_leak() -> Iterator[None]:
     root.setLevel(level)
 
 
-MACHINE_MARKERS = ("gpu", "nvcc", "rtsp_server", "rtmp_server", "mqtt_broker", "torchvision")
+MACHINE_MARKERS = ("gpu", "nvcc", "ffmpeg", "rtsp_server", "rtmp_server", "mqtt_broker", "torchvision")
 MUST_RUN = {
     "gpu": "FAIL_WITHOUT_CUDA",
     "torchvision": "REQUIRE_TORCHVISION",
@@ -59,6 +60,8 @@ MUST_RUN = {
 @functools.cache
 def _missing(marker: str) -> str | None:
     """What this machine lacks for tests with this marker; None where it has everything."""
+    if marker == "ffmpeg":
+        return None if shutil.which("ffmpeg") else "ffmpeg is not installed (make live-servers)"
     if marker == "nvcc":
         return None if find_nvcc() else "nvcc is not installed"
     if marker == "torchvision":

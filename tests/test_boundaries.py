@@ -63,6 +63,8 @@ ONLY_WITH_EXTRAS = (
     "PIL",
     "skimage",
     "pygame",
+    "pyarrow",
+    "supervision",
 )
 
 
@@ -227,7 +229,8 @@ def test_one_flag_for_each_setting() -> None:
 def test_stream_takes_the_settings_that_make_sense_in_python() -> None:
     """Same names and defaults as the flags; outputs and the terminal are the command's own business."""
     command_only = {
-        *("output", "json", "coco", "coco_images", "sheet", "overwrite", "show"),
+        *("output", "pipe", "json", "coco", "coco_images", "table", "export", "export_every", "sheet", "overwrite"),
+        "show",
         *(
             "layer",
             "layer_ids",

@@ -22,6 +22,7 @@ import numpy as np
 
 from engines.device import device_of
 from kernels.coordinates import U8
+from pipeline.batch.exports import CountsPart, TablePart, subtitles_of
 from pipeline.batch.layers import (
     SegmentLayers,
     assemble_layer,
@@ -38,6 +39,8 @@ from pipeline.batch.video import Position, SegmentedVideo, SegmentSource, join_v
 from pipeline.build import Model, model_stages
 from pipeline.contact_sheet import ContactSheetSink
 from pipeline.errors import PipelineError, SinkError, SourceError
+from pipeline.exports.options import SUBTITLES
+from pipeline.exports.parquet_table import join_tables
 from pipeline.layers.options import Layer, read_layers
 from pipeline.layers.state import pack_state, unpack_state
 from pipeline.messages import FrameResult
@@ -54,7 +57,7 @@ log = logging.getLogger(__name__)
 ENCODER_THREADS: Final = 1  # x264 makes other bits of the same frames with other numbers of threads
 PICTURE_WIDTH: Final = 320  # px, in the report
 LAYER_STATE: Final = "layers-{:06d}.npz"
-_PART: Final = {"video": ".mp4", "json": ".jsonl", "coco": ".coco"}
+_PART: Final = {"video": ".mp4", "json": ".jsonl", "coco": ".coco", "parquet": ".parquet", "srt": ".srt", "vtt": ".vtt"}
 
 
 class Interrupted(Exception):
@@ -291,6 +294,10 @@ class _OneFile:
                 sinks.append(JsonLinesSink(path, overwrite=True))
             elif kind == "coco":
                 sinks.append(_CocoEntries(path))
+            elif kind == "parquet":
+                sinks.append(TablePart(path))
+            elif kind in SUBTITLES:
+                sinks.append(CountsPart(path))
             else:
                 sinks.append(
                     VideoSink(
@@ -391,7 +398,7 @@ class _OneFile:
         base = self._job.out / self._item.name
         require_inside(base.parent, self._job.out)
         base.parent.mkdir(parents=True, exist_ok=True)
-        origin_s = resume["position"]["origin"][0] * Fraction(*resume["position"]["origin"][1:])
+        origin_s = self._origin_s(resume)
         found = outputs_of(layers, segments)
         finished = {
             name: (base.with_name(f".{base.name[:100]}.{self._item.key[:8]}.part.{name}"), self._layer_path(name))
@@ -429,19 +436,28 @@ class _OneFile:
             _join_files(parts, path)
         elif kind == "coco":
             _join_entries(parts, path)
+        elif kind == "parquet":
+            join_tables(parts, path)
+        elif kind in SUBTITLES:
+            path.write_bytes(subtitles_of(parts, self._origin_s(resume), vtt=kind == "vtt"))
         elif kind == "sheet":
             path.unlink(missing_ok=True)
             sheet = ContactSheetSink(path, overwrite=True)
             sheet.restore(resume["sheet"], self._pictures(resume))
             sheet.close()
         else:
-            pts, numerator, denominator = resume["position"]["origin"]
-            origin_s = pts * Fraction(numerator, denominator)
+            origin_s = self._origin_s(resume)
             starts = [segment.first_pts * Fraction(*segment.time_base) for segment in self._state.segments]
             timed = [(part, start_s - origin_s) for part, start_s in zip(parts, starts, strict=True)]
             for warning in join_video(timed, self._item.path, origin_s, path):
                 if warning not in self._state.warnings:
                     self._state.warnings.append(warning)
+
+    @staticmethod
+    def _origin_s(resume: dict[str, Any]) -> Fraction:
+        """Time of the file's first frame."""
+        pts, numerator, denominator = resume["position"]["origin"]
+        return int(pts) * Fraction(numerator, denominator)
 
 
 class KeptOpen:

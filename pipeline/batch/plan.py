@@ -18,7 +18,15 @@ from pipeline.redaction import redact
 from pipeline.stage1_decode import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 STATE_FOLDER: Final = ".pose2seg"
-OUTPUT_SUFFIXES: Final = {"video": ".people.mp4", "json": ".jsonl", "coco": ".coco.json", "sheet": ".sheet.png"}
+OUTPUT_SUFFIXES: Final = {
+    "video": ".people.mp4",
+    "json": ".jsonl",
+    "coco": ".coco.json",
+    "sheet": ".sheet.png",
+    "parquet": ".parquet",
+    "srt": ".srt",
+    "vtt": ".vtt",
+}
 """What ``--write`` may name -> what is put behind the whole name of the input, so that a.mp4 and a.mov stay two."""
 _MAX_NAME_BYTES: Final = 200  # of 255 that file systems take; a suffix and a temporary mark follow
 _LIST_SUFFIX: Final = ".txt"

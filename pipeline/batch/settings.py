@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.batch.plan import OUTPUT_SUFFIXES
 from pipeline.errors import SettingsError
+from pipeline.exports.parquet_table import require_pyarrow
 from pipeline.layers.options import read_background, read_named_layers
 from pipeline.layers.pictures import read_picture
 from pipeline.settings import Settings, flag_of
@@ -94,6 +95,8 @@ class BatchSettings:
         if unknown or not (self.kinds or self.layer):
             allowed = ",".join(OUTPUT_SUFFIXES)
             raise SettingsError(f"{flag_of('write')} must be some of {allowed}, got {self.write or 'nothing'}")
+        if "parquet" in self.kinds:
+            require_pyarrow(flag_of("write") + " parquet")
         if self.workers != "auto" and not (self.workers.isdecimal() and 1 <= int(self.workers) <= 1024):
             raise SettingsError(f"{flag_of('workers')} must be auto or a number from 1 to 1024, got {self.workers}")
         if not 0.1 <= self.segment_seconds <= 86400:
