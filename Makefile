@@ -37,7 +37,7 @@ test: $(TEST_VENV)/installed
 	REQUIRE_ALL_TESTS=1 $(TEST_VENV)/bin/python -m pytest $(PYTEST_ARGS)
 
 chaos: $(TEST_VENV)/installed
-	$(TEST_VENV)/bin/python run_stream.py selftest --cycles 20 $(CHAOS_ARGS)
+	$(TEST_VENV)/bin/python run_stream.py selftest --cycles 20 --minutes 10 $(CHAOS_ARGS)
 
 # Debian starts what it installs; a policy that forbids it holds while this runs, where there is none of the machine's own.
 live-servers:

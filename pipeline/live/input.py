@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import http.client
 import logging
+import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import BinaryIO, Final, Literal, cast
 from urllib.parse import urljoin, urlsplit
 
 from engines.device import HardwareDecoder
@@ -134,8 +135,18 @@ def _open_stdin(address: Address, options: InputOptions) -> LiveInput:
         address.name,
         timeout_s=options.timeout_s,
         live=LiveAccess(options=probe, max_pixels=options.max_pixels),
-        file=sys.stdin.buffer,
+        file=cast("BinaryIO", _Unbuffered(sys.stdin.fileno())),
     )
+
+
+class _Unbuffered:
+    """Bytes as they come. A buffered reader waits until as many are there as were asked for: a second of some streams."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def read(self, count: int) -> bytes:
+        return os.read(self._descriptor, count)
 
 
 def _open_file(address: Address, options: InputOptions) -> LiveInput:

@@ -51,12 +51,16 @@ class DiskSpace:
         self._keep_free = keep_free_bytes
         self._free = free if free is not None else (lambda path: shutil.disk_usage(path).free)
         self._open: set[Path] = set()
+        self._order: dict[Path, int] = {}  # of this run's recordings: names follow a wall clock that may be set back
+        self._count = 0
         self._lock = threading.Lock()
 
     def opened(self, path: Path) -> None:
         """Keep a recording that is being written."""
         with self._lock:
             self._open.add(path)
+            self._count += 1
+            self._order[path] = self._count
 
     def closed(self, path: Path) -> None:
         with self._lock:
@@ -78,11 +82,12 @@ class DiskSpace:
                     log.warning("%s: cannot be removed (%s)", oldest, error.strerror)
                     continue
                 self.removed += 1
+                self._order.pop(oldest, None)
                 log.info("%s: removed, less than %.2f GB are free", oldest, self._keep_free / 1e9)
         return True
 
     def _recordings(self) -> list[Path]:
-        """Oldest first; the names of ours begin with the time."""
+        """Oldest first: those of other runs by their names, which begin with the time, then this run's as they came."""
         found = []
         for folder in self.folder.iterdir():
             if FOLDER_NAME.fullmatch(folder.name) and folder.is_dir() and not folder.is_symlink():
@@ -91,7 +96,7 @@ class DiskSpace:
                     for path in folder.iterdir()
                     if RECORDING_NAME.fullmatch(path.name) and path.is_file() and not path.is_symlink()
                 ]
-        return sorted(found, key=lambda path: (path.name, path.parent.name))
+        return sorted(found, key=lambda path: (self._order.get(path, -1), path.name, path.parent.name))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,9 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, Final, Self, cast
 
 import av
@@ -27,6 +29,7 @@ BITS: Final = 20
 BLOCK: Final = 8  # px; a DCT block of the codecs
 NUMBER_WIDTH: Final = BITS * BLOCK
 TS_PACKET: Final = 188
+_TS_TIME_BASE: Final = Fraction(1, 90_000)
 
 
 def numbered_picture(number: int, height: int, width: int) -> U8:
@@ -279,6 +282,108 @@ class HttpCameraServer(CameraServer):
         muxed = Muxed(part, container="mjpeg", codec="mjpeg", fps=self.camera.fps)
         for number, image in self.camera.pictures(down.is_set):
             muxed.add(number, image)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipPacket:
+    """An encoded picture of a clip.
+
+    Attributes:
+        data: H.264 with its parameter sets in the stream, as MPEG-TS has it.
+        at_s: when it is shown.
+        decode_s: when it is decoded.
+        is_key: nothing before it is needed.
+    """
+
+    data: bytes
+    at_s: float
+    decode_s: float
+    is_key: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clip:
+    """A video that is played over and over."""
+
+    packets: tuple[ClipPacket, ...]
+    length_s: float
+
+
+def clip_of_numbers(count: int, *, height: int = 270, width: int = 480, fps: int = 25) -> Clip:
+    """Numbered pictures, from 0."""
+    buffer = io.BytesIO()
+    muxed = Muxed(lambda data: cast("None", buffer.write(data)), container="mpegts", codec="libx264", fps=fps)
+    for number in range(count):
+        muxed.add(number, numbered_picture(number, height, width))
+    muxed.finish()
+    buffer.seek(0)
+    return read_clip(buffer)
+
+
+def read_clip(source: Path | io.BytesIO) -> Clip:
+    """The first video stream of a file; anything but H.264 is encoded anew.
+
+    Raises:
+        av.FFmpegError: it is no video.
+    """
+    with av.open(str(source) if isinstance(source, Path) else cast("Any", source)) as opened:
+        stream = opened.streams.video[0]
+        if stream.codec_context.name != "h264" or "mpegts" not in opened.format.name:
+            buffer = io.BytesIO()
+            muxed = Muxed(
+                lambda data: cast("None", buffer.write(data)),
+                container="mpegts",
+                codec="libx264",
+                fps=max(1, round(float(stream.average_rate or 25))),
+            )
+            for number, frame in enumerate(opened.decode(stream)):
+                muxed.add(number, cast("U8", frame.to_ndarray(format="rgb24")))
+            muxed.finish()
+            buffer.seek(0)
+            return read_clip(buffer)
+        base = float(stream.time_base or Fraction(1, 90_000))
+        packets = [
+            ClipPacket(
+                data=bytes(packet),
+                at_s=float(packet.pts) * base,
+                decode_s=float(packet.dts) * base,
+                is_key=packet.is_keyframe,
+            )
+            for packet in opened.demux(stream)
+            if packet.pts is not None and packet.dts is not None
+        ]
+    step_s = (packets[-1].decode_s - packets[0].decode_s) / max(1, len(packets) - 1)
+    return Clip(packets=tuple(packets), length_s=packets[-1].decode_s - packets[0].decode_s + (step_s or 0.04))
+
+
+class ClipServer(CameraServer):
+    """A clip over and over, as fast as the viewer takes it, with times that go on; nothing is encoded meanwhile."""
+
+    def __init__(self, camera: Camera, clip: Clip) -> None:
+        self.clip = clip
+        super().__init__(camera)
+
+    def serve(self, client: socket.socket, down: threading.Event) -> None:
+        output = av.open(
+            cast("Any", _Pipe(client.sendall)),
+            "w",
+            format="mpegts",
+            options={"flush_packets": "1", "pat_period": "0.5"},
+        )
+        stream = output.add_mux_stream("h264", time_base=_TS_TIME_BASE)
+        first_s = self.clip.packets[0].decode_s
+        for turn in itertools.count():
+            offset_s = turn * self.clip.length_s - first_s
+            for piece in self.clip.packets:
+                if down.is_set():
+                    return
+                packet = av.Packet(piece.data)
+                packet.stream = stream
+                packet.time_base = _TS_TIME_BASE
+                packet.pts = round((piece.at_s + offset_s) / _TS_TIME_BASE)
+                packet.dts = round((piece.decode_s + offset_s) / _TS_TIME_BASE)
+                packet.is_keyframe = piece.is_key
+                output.mux(packet)
 
 
 class RtspCameraServer(CameraServer):

@@ -109,6 +109,27 @@ def test_the_oldest_recordings_of_ours_go_first_and_nothing_else(tmp_path) -> No
     outside.unlink()
 
 
+def test_a_clock_that_was_set_back_does_not_make_the_newest_recordings_the_oldest(tmp_path) -> None:
+    folder = tmp_path / "stream-00"
+    folder.mkdir()
+    before = folder / "20400101-000000-0000.mp4"  # of another run, whose clock was wrong
+    ours = [folder / f"{day}-000000-0000.mp4" for day in ("20300105", "20300106", "20300101", "20300102")]
+    for path in (before, *ours):
+        path.write_bytes(b"x")
+    space = DiskSpace(tmp_path, 1000, free=lambda _path: 0)
+    for path in ours:
+        space.opened(path)
+        space.closed(path)
+    gone = []
+    free = [0]
+    space._free = lambda _path: free.pop() if free else 10**9
+    for _ in range(4):
+        free.append(0)
+        assert space.make_room()
+        gone.append(next(path for path in (before, *ours) if not path.exists() and path not in gone))
+    assert gone == [before, *ours[:3]]
+
+
 def test_too_little_space_stops_the_recording_and_it_comes_back(tmp_path, caplog) -> None:
     clock, free = Clock(), [10**9]
     sink = recorder(tmp_path, space=DiskSpace(tmp_path, 1000, free=lambda _path: free[0]), clock=clock)
