@@ -140,7 +140,7 @@ def _open_stdin(address: Address, options: InputOptions) -> LiveInput:
 
 
 class _Unbuffered:
-    """Bytes as they come. A buffered reader waits until as many are there as were asked for: a second of some streams."""
+    """Bytes as they come. A buffered reader waits until it has all that was asked for: a second of some streams."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
