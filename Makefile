@@ -3,6 +3,8 @@
 # make test              the whole test suite in a virtual environment of its own, with pinned versions
 # make chaos             the promises of live runs, provoked on this machine and measured
 # make live-servers      installs the servers of Debian that some tests talk to (asks for root); none is left running
+# make chromium          installs Debian's Chromium, which the tests of the page need (asks for root)
+# make fuzz-page         100,000 hostile requests against the page's server; `make test` sends a share of them
 # make lint / types      ruff and mypy, in the environment of make test
 # make clean             remove what these made, the environments included
 
@@ -19,9 +21,13 @@ LIVE_SERVER_PACKAGES := gir1.2-gst-rtsp-server-1.0 python3-gi gstreamer1.0-plugi
 LIVE_SERVERS_WORK := /usr/bin/python3 -c "import gi; gi.require_version('GstRtspServer', '1.0')" \
 	&& PATH=$$PATH:/usr/sbin && command -v mosquitto nginx ffmpeg && ls /usr/lib/nginx/modules/ngx_rtmp_module.so
 
+CHROMIUM_PACKAGES := chromium fonts-dejavu-core
+# Installed without what it asks for: its av is older than ours (pyproject.toml, extra `serve`).
+WITHOUT_DEPENDENCIES := aiortc
+
 export VIDEO
 
-.PHONY: demo test chaos fuzz live-servers lint types clean
+.PHONY: demo test chaos fuzz fuzz-page live-servers chromium lint types clean
 .DELETE_ON_ERROR:
 
 demo: $(DEMO_VENV)/installed $(if $(VIDEO),,$(CLIP))
@@ -34,6 +40,7 @@ $(CLIP): examples/make_demo_clip.py examples/astronaut_outline.json | $(DEMO_VEN
 
 test: $(TEST_VENV)/installed
 	@{ $(LIVE_SERVERS_WORK); } >/dev/null 2>&1 || { [ "$$(id -u)" != 0 ] || $(MAKE) live-servers; } || true
+	@command -v chromium >/dev/null || { [ "$$(id -u)" != 0 ] || $(MAKE) chromium; } || true
 	REQUIRE_ALL_TESTS=1 $(TEST_VENV)/bin/python -m pytest $(PYTEST_ARGS)
 
 chaos: $(TEST_VENV)/installed
@@ -46,6 +53,14 @@ live-servers:
 	apt-get install --yes --quiet --no-install-recommends $(LIVE_SERVER_PACKAGES) \
 		|| { apt-get update --quiet && apt-get install --yes --quiet --no-install-recommends $(LIVE_SERVER_PACKAGES); }
 
+chromium:
+	export DEBIAN_FRONTEND=noninteractive; \
+	apt-get install --yes --quiet --no-install-recommends $(CHROMIUM_PACKAGES) \
+		|| { apt-get update --quiet && apt-get install --yes --quiet --no-install-recommends $(CHROMIUM_PACKAGES); }
+
+fuzz-page: $(TEST_VENV)/installed
+	FUZZ_REQUESTS=100000 $(TEST_VENV)/bin/python -m pytest tests/pipeline/serve/test_fuzz.py --timeout 7200 -s
+
 lint: $(TEST_VENV)/installed
 	$(TEST_VENV)/bin/ruff check .
 	$(TEST_VENV)/bin/ruff format --check .
@@ -54,13 +69,15 @@ types: $(TEST_VENV)/installed
 	$(TEST_VENV)/bin/mypy
 
 $(DEMO_VENV)/installed: EXTRAS := demo
-$(TEST_VENV)/installed: EXTRAS := train,demo,window,dev
+$(TEST_VENV)/installed: EXTRAS := train,demo,window,serve,dev
 
 # The stamp is written last: an interrupted installation starts again.
 %/installed: pyproject.toml $(CONSTRAINTS)
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $*
 	$*/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable ".[$(EXTRAS)]"
+	$(if $(filter $(TEST_VENV),$*),$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		--constraint $(CONSTRAINTS) $(WITHOUT_DEPENDENCIES))
 	@touch $@
 
 clean:

@@ -78,7 +78,7 @@ def parser_of(settings: type[Any], *, prog: str, description: str, epilog: str) 
 
     Args:
         settings: a dataclass whose fields have ``help``, ``metavar`` and ``choices`` in their metadata. A tuple of
-            texts takes any number of them.
+            texts takes any number of them; one with ``bare`` may be given without a value and has that one then.
         prog: name of the command.
         description: for --help.
         epilog: for --help.
@@ -116,6 +116,7 @@ def parser_of(settings: type[Any], *, prog: str, description: str, epilog: str) 
             metavar=None if choices else option.metadata["metavar"],
             default=option.default,
             help=text,
+            **({"nargs": "?", "const": option.metadata["bare"]} if "bare" in option.metadata else {}),
         )
     return parser
 

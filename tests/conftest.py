@@ -50,7 +50,7 @@ def _log_handlers_do_not_leak() -> Iterator[None]:
     root.setLevel(level)
 
 
-MACHINE_MARKERS = ("gpu", "nvcc", "ffmpeg", "rtsp_server", "rtmp_server", "mqtt_broker", "torchvision")
+MACHINE_MARKERS = ("gpu", "nvcc", "ffmpeg", "rtsp_server", "rtmp_server", "mqtt_broker", "torchvision", "chromium")
 MUST_RUN = {
     "gpu": "FAIL_WITHOUT_CUDA",
     "torchvision": "REQUIRE_TORCHVISION",
@@ -66,6 +66,8 @@ def _missing(marker: str) -> str | None:
         return None if find_nvcc() else "nvcc is not installed"
     if marker == "torchvision":
         return _why_no_torchvision()
+    if marker == "chromium":
+        return None if shutil.which("chromium") else "Debian's Chromium is not installed (make chromium)"
     if marker == "rtsp_server":
         return None if _has_rtsp_server() else "Debian's GStreamer RTSP server is not installed (make live-servers)"
     if marker == "rtmp_server":

@@ -19,6 +19,7 @@ import pytest
 import pose2seg
 from pipeline.batch.settings import BatchSettings
 from pipeline.command_line import make_parser, parser_of
+from pipeline.live.settings import LiveSettings
 from pipeline.settings import Settings, flag_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,7 +66,10 @@ ONLY_WITH_EXTRAS = (
     "pygame",
     "pyarrow",
     "supervision",
+    *("aiohttp", "aioice", "aiortc", "prometheus_client"),
 )
+# Folders that are loaded once somebody asks for what they do; these files of theirs need no extra all the same.
+WITH_AN_EXTRA = {"pipeline.serve": {"pipeline.serve", "pipeline.serve.listen"}}
 
 
 def python_files(*tops: str) -> Iterator[Path]:
@@ -160,6 +164,17 @@ def test_runtime_libraries_stay_in_their_engine(path: Path) -> None:
         assert tops(path, at_once=True) & everywhere <= {"onnxruntime"}
 
 
+def needs_an_extra(module: str) -> bool:
+    folder = module if module in WITH_AN_EXTRA else module.rpartition(".")[0]
+    return folder in WITH_AN_EXTRA and module not in WITH_AN_EXTRA[folder]
+
+
+@pytest.mark.parametrize("path", SERVING_FILES, ids=module_name)
+def test_files_with_an_extra_are_loaded_when_they_are_asked_for(path: Path) -> None:
+    if not needs_an_extra(module_name(path)):
+        assert not any(needs_an_extra(name) for name in imported_modules(path, at_once=True))
+
+
 def run_python(code: str) -> str:
     """Run code in a fresh interpreter without a display; its stdout."""
     done = subprocess.run(
@@ -176,7 +191,8 @@ def run_python(code: str) -> str:
 
 
 def test_everything_but_training_imports_with_the_base_dependencies() -> None:
-    modules = [module_name(path) for path in SERVING_FILES]
+    modules = [name for name in map(module_name, SERVING_FILES) if not needs_an_extra(name)]
+    assert any(needs_an_extra(module_name(path)) for path in SERVING_FILES)
     code = f"""
 import importlib, sys
 class Refuse:
@@ -251,7 +267,8 @@ def test_stream_takes_the_settings_that_make_sense_in_python() -> None:
 
 
 def test_readme_names_only_flags_that_exist() -> None:
-    parsers = (make_parser(), parser_of(BatchSettings, prog="batch", description="", epilog=""))
+    kinds = (BatchSettings, LiveSettings)
+    parsers = (make_parser(), *(parser_of(kind, prog="x", description="", epilog="") for kind in kinds))
     flags = {flag for parser in parsers for action in parser._actions for flag in action.option_strings}
     commands = re.findall(r"(?:pose2seg|run_stream\.py) .*", (ROOT / "README.md").read_text())
     used = {flag for command in commands for flag in re.findall(r"(?<![\w-])--[a-z-]+", command)}

@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from types import FrameType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
 from rich.live import Live
@@ -17,12 +17,15 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.command_line import parser_of
-from pipeline.errors import EXIT_OK
+from pipeline.errors import EXIT_OK, SettingsError
 from pipeline.live.run import LiveRun, SourceSnapshot
 from pipeline.live.settings import LiveSettings
 from pipeline.live.show import open_window, run_in_window
 from pipeline.live.source import SourceState
 from pipeline.progress import announce_on
+
+if TYPE_CHECKING:
+    from pipeline.serve.server import PageServer
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +35,7 @@ EPILOG: Final = (
     "           pose2seg live 0 --json - | your-program\n"
     "           pose2seg live cameras.streams --allow-url 'rtsp://10.0.0.*'\n"
     "           pose2seg live clip.mp4 --realtime\n"
+    "           pose2seg live 0 --serve          the web page on http://127.0.0.1:8080\n"
     "exit codes: 0 finished or asked to stop, 2 settings, 3 source, 4 model, 5 output, 1 a bug"
 )
 REFRESH_S: Final = 0.5
@@ -75,6 +79,7 @@ def main(arguments: Sequence[str]) -> int:
     window = open_window("pose2seg live") if settings.show else None
     run = LiveRun(settings, announce=announce_on(errors))
     ended = threading.Event()
+    page = _start_page(run, settings, errors)
     with _signals(run):
         shower = threading.Thread(target=_show, args=(run, errors, settings, ended), name="display", daemon=True)
         shower.start()
@@ -90,10 +95,27 @@ def main(arguments: Sequence[str]) -> int:
         finally:
             ended.set()
             shower.join(2.0)
+            if page is not None:
+                page.stop()
             width = None if errors.is_terminal else PLAIN_WIDTH
             out = Console(stderr=settings.json is not None, highlight=False, width=width)
             out.print(summary_table(run))
     return EXIT_OK
+
+
+def _start_page(run: LiveRun, settings: LiveSettings, console: Console) -> PageServer | None:
+    """The page, where it is wanted; the model is closed again when it cannot be had."""
+    if settings.serve is None:
+        return None
+    try:
+        try:
+            from pipeline.serve.start import start_page
+        except ModuleNotFoundError as error:
+            raise SettingsError(f"--serve needs {error.name}: pip install 'pose2seg-live[serve]'") from error
+        return start_page(run, settings, console)
+    except BaseException:
+        run.close()
+        raise
 
 
 def _console_of_the_log() -> Console:

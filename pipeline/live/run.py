@@ -121,6 +121,7 @@ class LiveRun:
         self._check_folder(settings)
         run = settings.run_settings()
         model = model if model is not None else open_model(run, announce=announce)
+        self._model = model
         try:
             device = device_of(model.keypoint_engine, model.segment_engine, frames_per_call=settings.batch)
             options = InputOptions(
@@ -196,6 +197,11 @@ class LiveRun:
     def abort(self) -> None:
         """Stop now; outputs are closed all the same."""
         self.pipeline.abort()
+
+    def close(self) -> None:
+        """Free what a run that does not begin has opened."""
+        self._model.close()
+        self._dispatch.close()
 
     def sources(self) -> list[SourceSnapshot]:
         """State and counters of every source."""

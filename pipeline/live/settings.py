@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pipeline.errors import SettingsError
 from pipeline.layers.options import LAYER_KINDS, Hide, Layer, read_named_layers
+from pipeline.serve.listen import read_listen_address, read_origin
 from pipeline.settings import VIDEO_PRESETS, Settings, flag_of
 
 RECORDINGS = ("off", "plain", "drawn")
@@ -24,8 +25,16 @@ SHARED = (
 )
 
 
-def _option(default: Any, text: str, *, metavar: str | None = None, choices: tuple[str, ...] | None = None) -> Any:
-    return field(default=default, metadata={"help": text, "metavar": metavar, "choices": choices})
+def _option(
+    default: Any,
+    text: str,
+    *,
+    metavar: str | None = None,
+    choices: tuple[str, ...] | None = None,
+    bare: str | None = None,
+) -> Any:
+    without_value = {} if bare is None else {"bare": bare}
+    return field(default=default, metadata={"help": text, "metavar": metavar, "choices": choices} | without_value)
 
 
 def _shared(name: str) -> Any:
@@ -107,6 +116,21 @@ class LiveSettings:
     allow_url: tuple[str, ...] = _option(
         (), "open only addresses that fit, such as rtsp://10.0.0.*; may be given several times", metavar="PATTERN"
     )
+    serve: str | None = _option(
+        None,
+        "show the run on a web page at this address; other hosts than this one need a token, see docs/operations.md",
+        metavar="HOST:PORT",
+        bare="127.0.0.1:8080",
+    )
+    serve_origin: tuple[str, ...] = _option(
+        (),
+        "address under which a reverse proxy shows the page, such as https://cams.example.org; asks for the token",
+        metavar="URL",
+    )
+    serve_token_file: Path | None = _option(
+        None, "read the token of the page from this file in place of making a new one", metavar="FILE"
+    )
+    serve_viewers: int = _option(8, "show the page's pictures to so many viewers at once", metavar="N")
     seconds: float | None = _option(None, "stop after so many seconds", metavar="S")
     model: Path | None = _shared("model")
     engine: str = _shared("engine")
@@ -136,6 +160,7 @@ class LiveSettings:
             ("seconds", 0.1, 1e9),
             ("max_pixels", 4096, 2**31 - 1),
             ("push_kbps", 50, 1_000_000),
+            ("serve_viewers", 1, 1000),
         ):
             value = getattr(self, name)
             _require(value is None or low <= value <= high, flag_of(name), f"from {low:g} to {high:g}", value)
@@ -145,6 +170,12 @@ class LiveSettings:
             ("rtsp_transport", TRANSPORTS),
         ):
             _require(getattr(self, name) in choices, flag_of(name), f"one of {', '.join(choices)}", getattr(self, name))
+        if self.serve is not None:
+            read_listen_address(self.serve)
+        for origin in self.serve_origin:
+            read_origin(origin)
+        for name in ("serve_origin", "serve_token_file"):
+            _require(self.serve is not None or not getattr(self, name), flag_of(name), "with --serve", "without it")
         _require(self.json in {None, "-"}, "--json", "- (files go to --output-dir)", self.json)
         if self.layer and self.output_dir is None:
             raise SettingsError("--layer of a live run records into a folder: add --output-dir DIR")
