@@ -3,10 +3,10 @@
     python -m benchmarks.uncovered_people CLIP... [--ahead 0 5 15 30] [--frames 200] [--save]
 
 Clips have no truth, so a stronger look at them stands in for it: the same network at `--reference-side` px with a low
-person threshold, and of what that finds people who were seen in `MIN_FRAMES` frames or more. It misses people, too, and
-finds some who are none. A person in a frame counts as uncovered if less than `ENOUGH` of the mask is under whole cover
-(alpha 255). `late` are those of people whom the run itself finds later: what `--hide-ahead` is for; the rest it never
-finds, or has lost for good.
+person threshold, and of what that finds people who were seen in `MIN_FRAMES` frames or more and under whose mask the
+picture changed: what never changes is a thing. It misses people, too, and its masks are not always right. A person in a
+frame counts as uncovered if less than `ENOUGH` of the mask is under whole cover (alpha 255). `late` are those of people
+whom the run itself finds later: what `--hide-ahead` is for; the rest it never finds, or has lost for good.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from pipeline.layers.options import ChosenPeople
 
 MIN_FRAMES = 8
 ENOUGH = 0.9
+THING_LEVELS = 8.0  # of 255: a picture that changed by less under the mask, in all frames of a track, shows a thing
 MATCH_IOU = 0.3
 RESULTS = Path(__file__).resolve().parent / "results" / "cpu-2core" / "uncovered.json"
 
@@ -43,12 +44,22 @@ class Reference:
     @staticmethod
     def of(clip: str, *, long_side: int, threshold: float, frames: int) -> Reference:
         seen: Counter[int] = Counter()
+        changed: Counter[int] = Counter()  # the most, in levels, from the first sight on
+        first: dict[int, tuple[tuple[slice, slice], np.ndarray, np.ndarray]] = {}
         found: dict[int, dict[int, tuple[int, int, np.ndarray]]] = {}
         for result in pose2seg.stream(clip, long_side=long_side, person_threshold=threshold, max_frames=frames):
             crops = {person.id: person.crop for person in result.people if person.crop.mask.any()}
             found[result.frame.index] = {number: (crop.x0, crop.y0, crop.mask) for number, crop in crops.items()}
             seen.update(crops.keys())
-        kept = {number for number, count in seen.items() if count >= MIN_FRAMES}
+            for number, crop in crops.items():
+                if number not in first:
+                    height, width = crop.mask.shape
+                    place = (slice(crop.y0, crop.y0 + height), slice(crop.x0, crop.x0 + width))
+                    first[number] = (place, crop.mask, result.frame.image[place].astype(np.int16))
+                place, mask, before = first[number]
+                difference = np.abs(result.frame.image[place] - before).mean(axis=2)[mask]
+                changed[number] = max(changed[number], round(float(difference.mean())))
+        kept = {number for number, count in seen.items() if count >= MIN_FRAMES and changed[number] >= THING_LEVELS}
         return Reference({n: {k: v for k, v in people.items() if k in kept} for n, people in found.items()})
 
     def person_frames(self) -> int:
@@ -73,6 +84,8 @@ def uncovered(reference: Reference, clip: str, aheads: Sequence[int], *, frames:
     ms: Counter[int] = Counter()
     found: dict[int, list[int]] = defaultdict(list)  # of a reference track: frames in which the run found them
     count = 0
+    first_s: float | None = None
+    last_s = 0.0
 
     def note(ahead: int, due: Sequence[CoveredFrame]) -> None:
         for covered in due:
@@ -85,6 +98,8 @@ def uncovered(reference: Reference, clip: str, aheads: Sequence[int], *, frames:
 
     for result in pose2seg.stream(clip, max_frames=frames):
         count += 1
+        last_s = result.frame.pts_s
+        first_s = last_s if first_s is None else first_s
         maker.of(result)
         for track, (x0, y0, mask) in reference.people.get(result.frame.index, {}).items():
             for person in result.people:
@@ -107,6 +122,7 @@ def uncovered(reference: Reference, clip: str, aheads: Sequence[int], *, frames:
             {
                 "clip": Path(clip).name,
                 "frames": count,
+                "fps": round((count - 1) / max(1e-9, last_s - (first_s or 0.0)), 1) if count > 1 else None,
                 "ahead": ahead,
                 "person_frames": total,
                 "uncovered": len(left[ahead]),

@@ -5,6 +5,7 @@ a machine lacks (a GPU, nvcc) skips the tests that are marked so, and no others.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import logging
 import os
 import random
@@ -50,7 +51,9 @@ def _log_handlers_do_not_leak() -> Iterator[None]:
     root.setLevel(level)
 
 
-MACHINE_MARKERS = ("gpu", "nvcc", "ffmpeg", "rtsp_server", "rtmp_server", "mqtt_broker", "torchvision", "chromium")
+MACHINE_MARKERS = (
+    *("gpu", "nvcc", "ffmpeg", "fiftyone", "rtsp_server", "rtmp_server", "mqtt_broker", "torchvision", "chromium"),
+)
 MUST_RUN = {
     "gpu": "FAIL_WITHOUT_CUDA",
     "torchvision": "REQUIRE_TORCHVISION",
@@ -60,6 +63,10 @@ MUST_RUN = {
 @functools.cache
 def _missing(marker: str) -> str | None:
     """What this machine lacks for tests with this marker; None where it has everything."""
+    if marker == "fiftyone":
+        return (
+            None if importlib.util.find_spec("fiftyone") else "fiftyone is not installed (a GB: pip install fiftyone)"
+        )
     if marker == "ffmpeg":
         return None if shutil.which("ffmpeg") else "ffmpeg is not installed (make live-servers)"
     if marker == "nvcc":

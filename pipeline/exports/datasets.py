@@ -209,7 +209,7 @@ class YoloFolder(DatasetFolder):
     def _begin(self) -> None:
         super()._begin()
         self._make(self._path / self._texts)
-        lines = [f"# {DESCRIPTION}", "path: .", "train: images/train", "val: images/train", "names:", "  0: person"]
+        lines = [f"# {DESCRIPTION}", "train: images/train", "val: images/train", "names:", "  0: person"]
         if self._pose:
             lines += [f"kpt_shape: [{len(JOINT_NAMES)}, 3]", f"flip_idx: {FLIPPED_JOINTS.tolist()}"]
         replace_output(self._path / "data.yaml", ("\n".join(lines) + "\n").encode())

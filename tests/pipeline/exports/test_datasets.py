@@ -48,6 +48,7 @@ def read_yolo(folder: Path, values_of_row: int | None) -> dict[str, list[list[fl
     found = {}
     config = yaml.safe_load((folder / "data.yaml").read_text())
     assert config["names"] == {0: "person"}
+    assert "path" not in config  # without it Ultralytics takes the folder of the file, wherever it is
     pictures = sorted((folder / config["train"]).glob("*.jpg"))
     assert pictures and (folder / config["val"]).is_dir()
     labels = folder / config["train"].replace("images", "labels")
