@@ -2,6 +2,7 @@
 # make demo VIDEO=path   the same on your own file
 # make test              the whole test suite in a virtual environment of its own, with pinned versions
 # make chaos             the promises of live runs, provoked on this machine and measured
+# make fuzz              140,000 cases for all that outsiders may write: addresses, lists, zones, flags, answers of servers
 # make live-servers      installs the servers of Debian that some tests talk to (asks for root); none is left running
 # make chromium          installs Debian's Chromium, which the tests of the page need (asks for root)
 # make fuzz-page         100,000 hostile requests against the page's server; `make test` sends a share of them
@@ -45,6 +46,9 @@ test: $(TEST_VENV)/installed
 
 chaos: $(TEST_VENV)/installed
 	$(TEST_VENV)/bin/python run_stream.py selftest --cycles 20 --minutes 10 $(CHAOS_ARGS)
+
+fuzz: $(TEST_VENV)/installed
+	HYPOTHESIS_PROFILE=fuzz $(TEST_VENV)/bin/python -m pytest tests/fuzz --durations=0 $(PYTEST_ARGS)
 
 # Debian starts what it installs; a policy that forbids it holds while this runs, where there is none of the machine's own.
 live-servers:

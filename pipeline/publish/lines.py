@@ -106,10 +106,14 @@ class WebSocketLink:
     def _run(self) -> None:
         """The thread: the loop until it is stopped, then the end of what runs in it, keep-alive and all."""
         self._loop.run_forever()
-        tasks = asyncio.all_tasks(self._loop)
-        for task in tasks:
-            task.cancel()
-        self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+
+        async def end() -> None:
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+        self._loop.run_until_complete(end())
         self._loop.close()
 
     @staticmethod

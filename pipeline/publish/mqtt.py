@@ -8,7 +8,9 @@ TOPIC/status              online or offline, retained; the broker says offline w
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
+import logging
 import secrets
 import threading
 from typing import Any, Final
@@ -18,6 +20,8 @@ from pipeline.messages import FrameResult
 from pipeline.publish.lines import line_of
 from pipeline.publish.reconnect import CONNECT_S, SEND_S
 from pipeline.publish.target import Target
+
+log = logging.getLogger(__name__)
 
 KEEP_ALIVE_S: Final = 15
 GOODBYE_S: Final = 1.0
@@ -53,20 +57,21 @@ class MqttLink:
         self._topic = topic_of(target)
         self._answered = threading.Event()
         self._refusal = ""
-        client = mqtt.Client(
+        client = _guarded(mqtt)(
             mqtt.CallbackAPIVersion.VERSION2, client_id=f"pose2seg-{secrets.token_hex(6)}", reconnect_on_failure=False
         )
         client.connect_timeout = CONNECT_S
         client.on_connect = self._on_connect
+        client.on_disconnect = self._on_end
         if target.user is not None:
             client.username_pw_set(target.user, target.password)
         if target.scheme == "mqtts":
             client.tls_set()
         client.will_set(f"{self._topic}/status", "offline", qos=1, retain=True)
         self._client = client
-        client.connect(target.host, target.port, keepalive=KEEP_ALIVE_S)
-        client.loop_start()
         try:
+            client.connect(target.host, target.port, keepalive=KEEP_ALIVE_S)
+            client.loop_start()
             if not self._answered.wait(CONNECT_S):
                 raise SinkError(f"the broker did not answer within {CONNECT_S:g} s")
             if self._refusal:
@@ -94,6 +99,7 @@ class MqttLink:
             self._client.disconnect()
         with contextlib.suppress(Exception):
             self._client.loop_stop()
+        self._client.on_connect = self._client.on_disconnect = None  # or its sockets stay until the next collection
 
     def _publish(self, topic: str, text: str, *, qos: int, retain: bool = False, limit_s: float = SEND_S) -> None:
         if not self._client.is_connected():
@@ -109,6 +115,28 @@ class MqttLink:
     def _on_connect(self, _client: Any, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
         self._refusal = str(reason) if reason.is_failure else ""
         self._answered.set()
+
+    def _on_end(self, *_: Any) -> None:
+        if not self._answered.is_set():
+            self._refusal = "it closed the connection"
+            self._answered.set()
+
+
+@functools.cache
+def _guarded(mqtt: Any) -> Any:
+    """The library's client, whose thread ends without a traceback when a broker talks nonsense; `send` sees the end."""
+
+    class Client(mqtt.Client):  # type: ignore[misc]
+        def loop_forever(self, timeout: float = 1.0, retry_first_connection: bool = False) -> Any:
+            try:
+                return super().loop_forever(timeout, retry_first_connection)
+            except Exception as error:
+                log.debug("the broker's words cannot be read: %s", type(error).__name__)
+                self._sock_close()
+                self._do_on_disconnect(packet_from_broker=False, v1_rc=mqtt.MQTTErrorCode.MQTT_ERR_PROTOCOL)
+                return mqtt.MQTTErrorCode.MQTT_ERR_PROTOCOL
+
+    return Client
 
 
 def require_paho() -> Any:
