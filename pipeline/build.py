@@ -30,9 +30,10 @@ from pipeline.exports.options import SUBTITLES, Export, read_exports
 from pipeline.exports.parquet_table import ParquetSink
 from pipeline.exports.piped_video import MatroskaPipe, RawPipe
 from pipeline.exports.subtitles import SubtitleSink
+from pipeline.layers.draw_stage import DrawStage
 from pipeline.layers.hide_stage import HideStage
-from pipeline.layers.options import read_background, read_ids
-from pipeline.layers.sinks import make_layer_sinks
+from pipeline.layers.options import HIDING, Layer, read_background, read_ids
+from pipeline.layers.sinks import make_layer_paint, make_layer_sinks
 from pipeline.protocols import Sink, Source
 from pipeline.runtime import STAGE_JOIN_S, Pipeline
 from pipeline.settings import Settings
@@ -204,26 +205,44 @@ def model_stages(settings: Settings, model: Model, device: Device) -> tuple[Keyp
     )
 
 
-def compose_stages(settings: Settings, device: Device, *, draw: bool) -> tuple[ComposeStage | HideStage, ...]:
-    """Masks into frames; and people hidden in them before anybody sees a picture, where that is wanted."""
-    hides = settings.hide != "off"
-    compose = ComposeStage(
-        device,
-        mask_threshold=settings.mask_threshold,
-        draw=draw and not hides,
-        smooth_joints=settings.smooth_joints,
-    )
-    if not hides:
-        return (compose,)
-    hide = HideStage(
-        settings.hide,
+def compose_stages(
+    settings: Settings, device: Device, *, draw: bool
+) -> tuple[ComposeStage | HideStage | DrawStage, ...]:
+    """Masks into frames; people hidden in them before anybody sees a picture; what is shown: all as it is wanted.
+
+    Raises:
+        SettingsError: the picture of ``--layer-background`` cannot be read.
+    """
+    hides, shows_people = settings.hide != "off", settings.draw == "people"
+    stages: list[ComposeStage | HideStage | DrawStage] = [
+        ComposeStage(
+            device,
+            mask_threshold=settings.mask_threshold,
+            draw=draw and shows_people and not hides,
+            smooth_joints=settings.smooth_joints,
+        )
+    ]
+    if hides:
+        stages.append(_hide_stage(settings, settings.hide, draw=draw and shows_people))
+    if settings.draw in HIDING:
+        stages.append(_hide_stage(settings, settings.draw, draw=False, drawn_only=True))
+    elif not shows_people:
+        layer = Layer(kind=settings.draw, path=Path("shown.mp4"))
+        make_layer_paint(settings, layer)  # a background that cannot be read is told now
+        stages.append(DrawStage(lambda: make_layer_paint(settings, layer)))
+    return tuple(stages)
+
+
+def _hide_stage(settings: Settings, kind: str, *, draw: bool, drawn_only: bool = False) -> HideStage:
+    return HideStage(
+        kind,
         read_ids(settings.layer_ids),
         mask_threshold=settings.mask_threshold,
         frames=settings.cover_frames,
         ahead=settings.hide_ahead,
         draw=draw,
+        drawn_only=drawn_only,
     )
-    return (compose, hide)
 
 
 def _feature_stride(artifact: Artifact, device: Device) -> int:

@@ -10,7 +10,17 @@ from engines import ENGINE_NAMES, PRECISIONS
 from engines.engine import DEVICE_PATTERN, Precision
 from pipeline.errors import SettingsError
 from pipeline.exports.options import EXPORT_KINDS, PIPE_FORMATS, STANDARD_OUTPUT, Pipe, read_exports
-from pipeline.layers.options import HIDING, HIDING_CHOICES, LAYER_KINDS, Hide, read_background, read_ids, read_layers
+from pipeline.layers.options import (
+    DRAW_CHOICES,
+    HIDING,
+    HIDING_CHOICES,
+    LAYER_KINDS,
+    Draw,
+    Hide,
+    read_background,
+    read_ids,
+    read_layers,
+)
 from pipeline.redaction import redact
 
 VIDEO_PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower")
@@ -82,6 +92,11 @@ class Settings:
         0,
         "blur, pixelate and remove hold frames back, so that somebody who is found is covered in this many before, too",
         metavar="N",
+    )
+    draw: Draw = _option(
+        "people",
+        "what --output, --show and published streams show: people drawn on the video, or that layer",
+        choices=DRAW_CHOICES,
     )
     hide: Hide = _option("off", "hide people in every picture that leaves the run", choices=HIDING_CHOICES)
     overwrite: bool = _option(False, "replace outputs that exist")
@@ -171,12 +186,14 @@ class Settings:
         layers = read_layers(self.layer)
         read_ids(self.layer_ids)
         read_background(self.layer_background)
-        if self.layer_ids is not None and not layers and self.hide == "off":
-            raise SettingsError("--layer-ids chooses people of layers: add --layer KIND=FILE or --hide")
-        if self.layer_background != "blur" and all(layer.kind != "background" for layer in layers):
+        _require(self.draw in DRAW_CHOICES, "draw", f"one of {', '.join(DRAW_CHOICES)}", self.draw)
+        if self.layer_ids is not None and not layers and self.hide == "off" and self.draw == "people":
+            raise SettingsError("--layer-ids chooses people of layers: add --layer KIND=FILE, --draw or --hide")
+        shown = {self.draw, *(layer.kind for layer in layers)}
+        if self.layer_background != "blur" and "background" not in shown:
             raise SettingsError("--layer-background is shown by a layer: add --layer background=FILE")
         _require(self.hide in HIDING_CHOICES, "hide", f"one of {', '.join(HIDING_CHOICES)}", self.hide)
-        hides = self.hide != "off" or any(layer.kind in HIDING for layer in layers)
+        hides = self.hide != "off" or self.draw in HIDING or any(layer.kind in HIDING for layer in layers)
         if self.cover_frames == 0 and hides:
             raise SettingsError(f"--cover-frames must be 1 or more with --hide or --layer {', '.join(HIDING)}, got 0")
         if self.hide_ahead and not hides:

@@ -256,6 +256,7 @@ def test_stream_takes_the_settings_that_make_sense_in_python() -> None:
             "cover_frames",
             "hide_ahead",
             "hide",
+            "draw",
         ),
         *("video_crf", "video_preset", "video_encoder", "stats_every_s", "debug"),
     }

@@ -24,10 +24,16 @@ from pipeline.overlay import draw_people
 class HideStage:
     """Holds results back for some frames if wanted; each stream has a memory of its own."""
 
-    name = "hide"
-
     def __init__(
-        self, kind: str, chosen: ChosenPeople, *, mask_threshold: float, frames: int, ahead: int, draw: bool
+        self,
+        kind: str,
+        chosen: ChosenPeople,
+        *,
+        mask_threshold: float,
+        frames: int,
+        ahead: int,
+        draw: bool,
+        drawn_only: bool = False,
     ) -> None:
         """Set up.
 
@@ -38,7 +44,10 @@ class HideStage:
             frames: how many frames a person who is not found stays covered.
             ahead: how many frames results are held back.
             draw: make `FrameResult.drawn`, on the picture with hidden people.
+            drawn_only: the picture with hidden people is `FrameResult.drawn`, and the frame stays as it is.
         """
+        self.name = "draw" if drawn_only else "hide"
+        self._drawn_only = drawn_only
         self._kind = kind
         self._chosen = chosen
         self._mask_threshold = mask_threshold
@@ -77,6 +86,8 @@ class HideStage:
         if due.result is None:
             raise RuntimeError("a frame without its result")
         picture = paint(due)
+        if self._drawn_only:
+            return replace(due.result, drawn=picture)
         drawn: U8 | None = None
         if self._draw:
             drawn = picture.copy()

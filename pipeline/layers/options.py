@@ -29,6 +29,8 @@ HIDING: Final = ("blur", "pixelate", "remove")
 
 HIDING_CHOICES: Final = ("off", *HIDING)
 Hide = Literal["off", "blur", "pixelate", "remove"]
+DRAW_CHOICES: Final = ("people", "outline", "matte", "background", *HIDING)
+Draw = Literal["people", "outline", "matte", "background", "blur", "pixelate", "remove"]
 
 PER_PERSON: Final = ("cutout", "matte")
 ID_MARK: Final = "{id}"

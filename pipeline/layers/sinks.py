@@ -10,7 +10,7 @@ from pipeline.layers import pictures
 from pipeline.layers.alpha import AlphaMaker
 from pipeline.layers.covered_frames import CoveredFrames
 from pipeline.layers.files import AlphaVideo, MatteVideo, PictureWriter, PngFolder
-from pipeline.layers.options import HIDING, Layer, read_background, read_ids, read_layers
+from pipeline.layers.options import HIDING, ChosenPeople, Layer, read_background, read_ids, read_layers
 from pipeline.layers.per_person import PerPersonSink
 from pipeline.layers.presence_map import PresenceMapSink
 from pipeline.messages import FrameResult
@@ -151,18 +151,32 @@ class LayerSet:
         return pictures.blur if layer.kind == "blur" else pictures.pixelate
 
     def _paint(self, layer: Layer) -> pictures.Paint:
-        if layer.kind == "cutout":
-            return pictures.cutout(self._maker, self._chosen)
-        if layer.kind == "matte":
-            return pictures.matte(self._maker, self._chosen)
-        if layer.kind == "outline":
-            return pictures.outline(self._maker, self._chosen, alone=has_alpha(layer))
-        background = read_background(self._settings.layer_background)
-        return pictures.NewBackground(
-            self._maker,
-            self._chosen,
-            pictures.read_picture(background) if isinstance(background, Path) else background,
-        )
+        return _paint(layer, self._settings, self._maker, self._chosen)
+
+
+def _paint(layer: Layer, settings: Settings, maker: AlphaMaker, chosen: ChosenPeople) -> pictures.Paint:
+    if layer.kind == "cutout":
+        return pictures.cutout(maker, chosen)
+    if layer.kind == "matte":
+        return pictures.matte(maker, chosen)
+    if layer.kind == "outline":
+        return pictures.outline(maker, chosen, alone=has_alpha(layer))
+    background = read_background(settings.layer_background)
+    return pictures.NewBackground(
+        maker, chosen, pictures.read_picture(background) if isinstance(background, Path) else background
+    )
+
+
+def make_layer_paint(settings: Settings, layer: Layer) -> pictures.Paint:
+    """What paints a layer that does not hide people, with a memory of its own.
+
+    Raises:
+        SettingsError: the picture of ``--layer-background`` cannot be read.
+    """
+    maker = AlphaMaker(
+        mask_threshold=settings.mask_threshold, refine=settings.refine_edges, steady=settings.steady_edges
+    )
+    return _paint(layer, settings, maker, read_ids(settings.layer_ids))
 
 
 def make_layer_sinks(settings: Settings) -> list[Sink]:

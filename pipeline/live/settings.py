@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.errors import SettingsError
-from pipeline.layers.options import LAYER_KINDS, Hide, Layer, read_named_layers
+from pipeline.layers.options import LAYER_KINDS, Draw, Hide, Layer, read_named_layers
 from pipeline.serve.listen import read_listen_address, read_origin
 from pipeline.settings import VIDEO_PRESETS, Settings, flag_of
 
@@ -20,7 +20,7 @@ TRANSPORTS = ("tcp", "udp")
 SHARED = (
     *("model", "engine", "device", "decode", "precision", "threads", "batch", "long_side", "person_threshold"),
     *("joint_threshold", "smooth_joints", "mask_threshold", "video_preset", "video_encoder", "stats_every_s"),
-    *("hide", "hide_ahead", "layer_ids", "layer_background", "refine_edges", "steady_edges", "cover_frames"),
+    *("draw", "hide", "hide_ahead", "layer_ids", "layer_background", "refine_edges", "steady_edges", "cover_frames"),
     "skip_still",
 )
 
@@ -69,6 +69,7 @@ class LiveSettings:
         "several times (docs/layers.md)",
         metavar="KIND[=FORMAT]",
     )
+    draw: Draw = _shared("draw")
     hide: Hide = _shared("hide")
     hide_ahead: int = _shared("hide_ahead")
     layer_ids: str | None = _shared("layer_ids")

@@ -85,6 +85,28 @@ def test_hidden_in_every_picture_of_a_run(tmp_path, clip, model_folder) -> None:
     assert magenta(read_video(clip)[0][9]).any()
 
 
+@pytest.mark.parametrize("kind", ["background", "matte", "outline", "remove"])
+def test_a_layer_is_what_the_output_shows(tmp_path, clip, model_folder, kind) -> None:
+    flags = ["--layer-background", "#00b140"] if kind == "background" else []
+    flags += ["--hide-ahead", 2] if kind == "remove" else []
+    arguments = (clip, "--model", model_folder, "--long-side", 320, "--video-crf", 8, "--draw", kind, *flags)
+    assert run(*arguments, "--output", tmp_path / "o.mp4", "--layer", f"matte={tmp_path / 'm.mkv'}") == 0
+    frames, times_s = read_video(tmp_path / "o.mp4")
+    assert times_s == pytest.approx([number / 25 for number in range(COUNT)])
+    assert magenta(read_video(tmp_path / "m.mkv")[0][9]).sum() == 0  # grey: layers are what they were
+    truth = magenta(numbered_picture(9, *SIZE))
+    found = magenta(frames[9])
+    if kind == "background":
+        assert (found & truth).sum() / (found | truth).sum() > 0.8
+        assert np.abs(frames[9][200, 300].astype(int) - (0, 0xB1, 0x40)).max() < 12
+    elif kind == "matte":
+        assert frames[9][truth].mean() > 200 and frames[9][~truth].mean() < 20
+    elif kind == "outline":
+        assert (found & truth).sum() / truth.sum() > 0.7 and not np.array_equal(frames[9], read_video(clip)[0][9])
+    else:
+        assert not found.any()
+
+
 @pytest.mark.parametrize(
     ("flags", "code", "message"),
     [
@@ -95,6 +117,9 @@ def test_hidden_in_every_picture_of_a_run(tmp_path, clip, model_folder) -> None:
         (["--layer", "blur=missing/a.mp4"], 5, "its folder does not exist"),
         (["--layer", "blur=in.mp4", "--overwrite"], 2, "is also read by this run"),
         (["--layer", "background=a.mp4", "--layer-background", "in.mp4"], 2, "expected a picture"),
+        (["--draw", "background", "--layer-background", "none.png", "--output", "a.mp4"], 2, "cannot be read"),
+        (["--draw", "cutout"], 2, "invalid choice"),
+        (["--layer-ids", "1"], 2, "--draw or --hide"),
         (["--layer", "background=a.mp4", "--layer-background", "none.png"], 2, "cannot be read"),
     ],
 )

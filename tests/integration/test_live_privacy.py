@@ -13,7 +13,7 @@ from pipeline.channel import END
 from pipeline.live.run import LiveRun
 from pipeline.live.settings import LiveSettings
 from pipeline.selftest.servers import Camera, RtspCameraServer
-from tests.clips import read_video
+from tests.clips import read_video, write_video
 from tests.fakes import MAGENTA, FakeKeypointEngine, fake_model
 
 pytestmark = pytest.mark.timeout(180)
@@ -48,6 +48,26 @@ class MissingEngine(FakeKeypointEngine):
 
 def magenta_px(picture: np.ndarray) -> int:
     return int((np.abs(picture.astype(int) - MAGENTA) < 70).all(axis=2).sum())
+
+
+def test_a_recording_shows_a_layer(tmp_path) -> None:
+    """A green screen is what recordings, viewers and published streams get; the frame itself stays."""
+    clip = write_video(tmp_path / "in.mp4", 20, height=96, width=128)
+    settings = LiveSettings(
+        sources=(str(clip),),
+        output_dir=tmp_path / "out",
+        draw="background",
+        layer_background="#00b140",
+        keep_free_gb=0.0,
+    )
+    run = LiveRun(settings, model=fake_model())
+    assert run.run() == 20
+    (path,) = (tmp_path / "out" / "stream-00").glob("*.mp4")
+    pictures, _ = read_video(path)
+    assert len(pictures) >= 10  # its queue may leave frames out
+    for picture in pictures[1:]:
+        assert np.abs(picture[90, 120].astype(int) - (0, 0xB1, 0x40)).max() < 20
+        assert magenta_px(picture) > 300
 
 
 def test_what_was_covered_stays_covered(tmp_path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.layers.draw_stage import DrawStage
 from pipeline.layers.hide_stage import HideStage
 from pipeline.layers.options import HIDING, ChosenPeople
 from tests.layer_results import Box, result_of, textured
@@ -75,6 +76,30 @@ def test_somebody_who_comes_into_view_is_hidden_in_the_frames_before() -> None:
         results = [one for n in range(8) for one in hide.process_held(seen(n, found=n >= 4))]
         results += hide.rest()
         assert sum(stripes(result.frame.image) for result in results) == shown
+
+
+def test_only_what_is_drawn_hides_them() -> None:
+    hide = HideStage("blur", ChosenPeople(), mask_threshold=0.5, frames=20, ahead=0, draw=False, drawn_only=True)
+    result = hide.process(seen(0))
+    assert hide.name == "draw"
+    assert stripes(result.frame.image) and not stripes(result.drawn)
+
+
+def test_a_layer_is_drawn_for_each_stream_by_itself() -> None:
+    made: list[int] = []
+
+    def make_paint():
+        made.append(len(made))
+        number = made[-1]
+        return lambda result: np.full((120, 160), 10 * number, np.uint8)
+
+    draw = DrawStage(make_paint)
+    for number, stream in enumerate([0, 1, 0, 2, 1]):
+        result = draw.process(seen(number, stream=stream))
+        assert result.drawn.shape == (120, 160, 3)
+        assert (result.drawn == 10 * stream).all()
+        assert stripes(result.frame.image)
+    assert made == [0, 1, 2]
 
 
 def test_only_chosen_people() -> None:
