@@ -41,6 +41,7 @@ from kernels.pose_fit import whole_frame_roi
 from kernels.roi_inputs import segment_feeds
 from kernels.square_letterbox import SquareLetterbox, plan_square_letterbox, square_letterbox, whole_input_roi
 from training.dataset import CocoFolder, DataError, Photo, decode_mask
+from training.exclusive_masks import exclusive_masks
 from training.holdout import validation_ids
 from training.limb_masks import limb_mask
 from training.model_settings import AlignSettings
@@ -48,6 +49,7 @@ from training.settings import SCORES
 from training.windows import roi_from_people
 from training.worst_cases import worst_cases
 
+MASKS = ("engine", "exclusive", "limbs")
 EVALUATED_PERSON_SCORE = 0.02  # weaker people change AP by less than their noise, and cost time
 LONG_SIDE = 512  # px: of checkpoints, which have no manifest to say it
 MEDIUM_AREA_PX = (32**2, 96**2)  # COCO's medium people; larger ones are large
@@ -312,19 +314,22 @@ def evaluate_photo(
     """Run one picture; ``poses`` None takes the keypoint graph's own."""
     features: F32 = np.zeros((1, 1, 1, 1), np.float32)
     if isinstance(plan, SquareLetterbox) and poses is not None:
-        if masks == "engine" and len(poses.scores):
+        if masks != "limbs" and len(poses.scores):
             features = picture_features(model, image, plan)
-    elif masks == "engine" or poses is None:
+    elif masks != "limbs" or poses is None:
         own, features = find_people(model, image, plan)
         poses = own if poses is None else poses
     assert poses is not None
     n = len(poses.scores)
     mask_scores = np.ones(n, np.float32)
     rles: list[dict[str, Any]] = []
-    if n and masks == "engine":
+    if n and masks != "limbs":
         probabilities, mask_scores, roi_from_frame = segment_people(model, features, plan, poses)
-        pasted = paste_masks(probabilities, roi_from_frame, photo.height, photo.width)
-        rles = encode_rle(pasted, photo.height, photo.width)
+        size = (photo.height, photo.width)
+        if masks == "exclusive":
+            rles = [_rle(mask) for mask in exclusive_masks(probabilities, roi_from_frame, *size).astype(np.uint8)]
+        else:
+            rles = encode_rle(paste_masks(probabilities, roi_from_frame, *size), *size)
     elif n:
         drawn = [
             limb_mask(k, v, photo.height, photo.width) for k, v in zip(poses.keypoints, poses.visibility, strict=True)
@@ -538,7 +543,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, help="cores one call may use")
     parser.add_argument("--poses", default="engine", help="gt, engine, or a file of COCO keypoint results")
     parser.add_argument(
-        "--masks", default="engine", choices=("engine", "limbs"), help="limbs: thick skeleton as baseline"
+        "--masks",
+        default="engine",
+        choices=MASKS,
+        help="exclusive: a px that several masks claim goes to the surest; limbs: thick skeleton as baseline",
     )
     parser.add_argument(
         "--score", choices=SCORES, help="score of each mask; default: one for --poses gt, else pose*mask"

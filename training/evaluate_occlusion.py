@@ -1,7 +1,7 @@
 """How well people who hide each other are told apart: AP by MaxIoU, and identity confusion.
 
     python -m training.evaluate_occlusion --annotations F.json --images DIR [--model DIR | --checkpoint RUN/step-N]
-    [--poses gt|engine|FILE.json] [--masks engine|limbs] [--results SEGM.json] [--json OUT]
+    [--poses gt|engine|FILE.json] [--masks engine|exclusive|limbs] [--results SEGM.json] [--json OUT]
 
 For any COCO-format set, made for those of `training.compose_benchmark`. People fall into parts by MaxIoU, the greatest
 IoU of their box with another person's: general below 0.5, moderate from 0.5, hard from 0.75.
@@ -39,7 +39,7 @@ from engines import EngineError, default_artifact
 from kernels.coordinates import F64
 from training.annotations import checked_segmentation
 from training.dataset import CocoFolder, DataError, Photo, greatest_iou
-from training.evaluate import checkpoint_model, evaluate, open_model, true_people, truth_for
+from training.evaluate import MASKS, checkpoint_model, evaluate, open_model, true_people, truth_for
 from training.identity_confusion import NOBODY, mask_shares, owners_by_overlap
 from training.occluded_scenes import MAX_IOU_PARTS
 from training.settings import SCORES
@@ -375,7 +375,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--engine", default="auto", help="as in run_stream.py")
     parser.add_argument("--threads", type=int, help="cores one call may use")
     parser.add_argument("--poses", default="gt", help="gt, engine, or a file of COCO keypoint results")
-    parser.add_argument("--masks", default="engine", choices=("engine", "limbs"), help="limbs: thick skeleton")
+    parser.add_argument("--masks", default="engine", choices=MASKS, help="as in training.evaluate")
     parser.add_argument("--score", choices=SCORES, help="of each mask; default: one for --poses gt, else pose*mask")
     parser.add_argument("--long-side", type=int, help="letterbox size, px; default: the artifact's")
     parser.add_argument("--others", choices=("ignore", "absent"), default="ignore", help="people outside of a part")

@@ -218,3 +218,15 @@ def test_the_command_says_what_is_wrong(folder: Path, tmp_path: Path, capsys: py
     assert "give --checkpoint" in capsys.readouterr().err
     assert main(command(folder, "--results", tmp_path / "missing.json")) == 2
     assert "missing.json" in capsys.readouterr().err
+
+
+def test_exclusive_masks_confuse_no_more_people(folder: Path, tmp_path: Path) -> None:
+    """The installed model on the drawn blocks: px that two masks claim go to one, so fewer lie on somebody else."""
+    figures = {}
+    for masks in ("engine", "exclusive"):
+        out = tmp_path / f"{masks}.json"
+        assert main(command(folder, "--masks", masks, "--json", out, "--resamples", 0, "--threads", 1)) == 0
+        figures[masks] = json.loads(out.read_text())
+    assert figures["exclusive"]["masks"] == "exclusive"
+    # Confusion of all px together; a single mask's share may rise when it loses px of its own.
+    assert figures["exclusive"]["all"]["confusion"]["of_all_px"] <= figures["engine"]["all"]["confusion"]["of_all_px"]
