@@ -21,20 +21,21 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.random import Generator
-from pycocotools import mask as coco_mask
 from torch import Tensor, nn
 
 from kernels.coordinates import F32, F64, U8
+from kernels.mask_paste import encode_rle, paste_masks
 from kernels.square_letterbox import SquareLetterbox, plan_square_letterbox, square_letterbox
 from training.dataset import Scene
 from training.model_settings import ModelSettings
 from training.resnet_weights import CLASSIFIER, read_tensors, require_same_tensors, without_counters
 from training.rois import annotated_box, target_mask
 from training.settings import TrainSettings
+from training.windows import roi_from_boxes
 
 CLASSES = 2  # background, person
 COCO_CLASSES = 91  # of torchvision's published weights: background first, then person
-MASK_THRESHOLD = 0.5
+NO_WINDOW = ((0.0, 0.0, 0.0), (0.0, 0.0, 0.0))  # of a box without area: pasted, it is an empty mask
 OF_CLASSES = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")  # layers with rows per class
 SAME = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
 
@@ -165,20 +166,17 @@ class MaskRcnnDetector:
     @torch.no_grad()
     def people(self, image: U8, long_side: int) -> tuple[list[dict[str, Any]], F32]:
         """Masks as COCO RLE of the picture's size and their scores (N,), falling; N at most 100, scores above 0.05."""
-        from torchvision.models.detection.roi_heads import paste_masks_in_image
-
         height, width = image.shape[:2]
         plan = plan_square_letterbox(height, width, side=long_side)
         batch = torch.from_numpy(square_letterbox(image, plan)).permute(2, 0, 1)[None].to(self.device)
         found = self.network(batch)[0]
-        boxes = torch.from_numpy(frame_boxes(found["boxes"].cpu().numpy(), plan).astype(np.float32))
-        order = torch.argsort(found["scores"].cpu(), descending=True, stable=True)
-        masks = found["masks"].cpu()
-        rles = []
-        for index in order:  # one at a time: a hundred whole masks of a large picture do not fit into memory
-            pasted = paste_masks_in_image(masks[index, None], boxes[index, None], (height, width))[0, 0]
-            rles.append(coco_mask.encode(np.asfortranarray((pasted > MASK_THRESHOLD).numpy().astype(np.uint8))))
-        return rles, found["scores"].cpu()[order].numpy()
+        order = torch.argsort(found["scores"], descending=True, stable=True)
+        boxes = frame_boxes(found["boxes"][order].cpu().numpy(), plan)
+        probabilities = np.ascontiguousarray(found["masks"][order, 0].cpu().numpy())
+        roi_from_frame = roi_from_boxes(boxes, NO_WINDOW, probabilities.shape[-1]).astype(np.float32)
+        # torchvision's own pasting rounds boxes to whole px, and fails on one that lies in the letterbox's border.
+        rles = encode_rle(paste_masks(probabilities, roi_from_frame, height, width), height, width)
+        return rles, found["scores"][order].cpu().numpy()
 
 
 def frame_boxes(boxes: F32, plan: SquareLetterbox) -> F64:
