@@ -19,6 +19,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from kernels.native.compile import find_nvcc
+from pipeline.errors import SettingsError
+from pipeline.live.srt import program_for_srt
 from tests.live_servers import NGINX_RTMP, program
 
 # The first call of a Numba function compiles it, so no example has a deadline. `HYPOTHESIS_PROFILE=long` digs deeper.
@@ -82,6 +84,8 @@ def _missing(marker: str) -> str | None:
     if marker == "rtmp_server":
         has_it = NGINX_RTMP.exists() and program("nginx")
         return None if has_it else "nginx with its RTMP module is not installed (make live-servers)"
+    if marker == "srt_program":
+        return _why_no_srt()
     if marker == "mqtt_broker":
         return None if program("mosquitto") else "the MQTT broker mosquitto is not installed (make live-servers)"
     try:
@@ -89,6 +93,14 @@ def _missing(marker: str) -> str | None:
     except ModuleNotFoundError:
         return "PyTorch is not installed"
     return None if torch.cuda.is_available() else "no CUDA device"
+
+
+def _why_no_srt() -> str | None:
+    try:
+        program_for_srt("srt://")
+    except SettingsError as error:
+        return f"{error} (make live-servers)"
+    return None
 
 
 def _why_no_torchvision() -> str | None:

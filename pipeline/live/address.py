@@ -26,10 +26,11 @@ from urllib.parse import SplitResult, urlsplit
 import av
 
 from pipeline.errors import SettingsError, SourceError
+from pipeline.live.srt import program_for_srt
 from pipeline.redaction import redact
 
 LIVE_SCHEMES: Final = ("rtsp", "rtsps", "http", "https", "rtmp", "rtmps", "srt", "udp", "tcp")
-LISTENING_SCHEMES: Final = ("udp",)  # the host may be left out: udp://:5000
+LISTENING_SCHEMES: Final = ("udp", "srt")  # the host may be left out: udp://:5000, srt://:5000?mode=listener
 MAX_ADDRESS_LENGTH: Final = 4096
 MAX_SOURCES: Final = 64
 MAX_LIST_BYTES: Final = 1_000_000
@@ -255,7 +256,7 @@ def _check_url(text: str, scheme: str, shown: str) -> None:
     if not host and scheme not in LISTENING_SCHEMES:
         raise SettingsError(f"{shown}: expected a host behind {scheme}://")
     if not is_known_to_ffmpeg(scheme):
-        raise SettingsError(f"{shown}: the FFmpeg inside PyAV is built without {scheme}: use rtsp, udp or http")
+        program_for_srt(shown)
 
 
 def is_known_to_ffmpeg(scheme: str) -> bool:

@@ -16,8 +16,9 @@ from urllib.parse import urljoin, urlsplit
 
 from engines.device import HardwareDecoder
 from pipeline.errors import SourceError
-from pipeline.live.address import Address, AllowedUrls
+from pipeline.live.address import Address, AllowedUrls, is_known_to_ffmpeg
 from pipeline.live.source import LiveInput, Opener
+from pipeline.live.srt import SrtInput
 from pipeline.redaction import redact
 from pipeline.stage1_decode import CameraSource
 from pipeline.video_input import LiveAccess, Picture, VideoInput
@@ -68,6 +69,10 @@ def opener_of(address: Address, options: InputOptions) -> Opener:
 def _open_url(address: Address, options: InputOptions) -> LiveInput:
     """Redirects are followed here, not by FFmpeg, so that each step can be looked at; most streams have none."""
     url = address.text
+    if address.url.scheme.lower() == "srt" and not is_known_to_ffmpeg("srt"):
+        probe = {"probesize": str(PROBE_BYTES), "analyzeduration": str(PROBE_US)}
+        access = LiveAccess(options=probe, container_format="mpegts", max_pixels=options.max_pixels)
+        return SrtInput(url, timeout_s=options.timeout_s, access=access)
     for _ in range(MAX_REDIRECTS):
         try:
             return _video(url, options, _url_options(url, options))

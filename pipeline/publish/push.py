@@ -12,7 +12,6 @@ import io
 import json
 import os
 import select
-import shutil
 import subprocess
 import sys
 import time
@@ -26,7 +25,8 @@ import av
 from av.video.stream import VideoStream
 
 from kernels.coordinates import U8
-from pipeline.errors import SettingsError, SinkError
+from pipeline.errors import SinkError
+from pipeline.live.srt import program_for_srt
 from pipeline.messages import FrameResult
 from pipeline.publish.remux import CONNECT_S, SEND_S
 from pipeline.publish.target import Target
@@ -34,6 +34,7 @@ from pipeline.video_output import fit_into
 
 KEYFRAME_EVERY_S: Final = 2.0  # who joins late waits so long at most
 FIRST_PICTURES: Final = 3  # the same one: what a stream is must be known before the server is asked
+FILL_S: Final = 0.1
 GOODBYE_S: Final = 1.0
 TIME_BASE: Final = Fraction(1, 90_000)
 _FORMATS: Final = {"rtsp": "rtsp", "rtsps": "rtsp", "rtmp": "flv", "rtmps": "flv"}
@@ -67,28 +68,7 @@ def check_push(target: Target) -> None:
         SettingsError: SRT without a program that can.
     """
     if target.scheme == "srt":
-        program_for_srt("--push")
-
-
-def program_for_srt(flag: str) -> str:
-    """Path of an ``ffmpeg`` that knows SRT.
-
-    Raises:
-        SettingsError: there is none.
-    """
-    program = shutil.which("ffmpeg")
-    advice = "install an ffmpeg that knows srt (Debian: apt install ffmpeg), PyAV's wheels do not"
-    if program is None:
-        raise SettingsError(f"{flag} srt:// needs the program ffmpeg, and it is not in the PATH: {advice}")
-    try:
-        done = subprocess.run(  # noqa: S603  a program that the user installed
-            [program, "-hide_banner", "-protocols"], capture_output=True, timeout=20, check=False, text=True
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise SettingsError(f"{flag} srt://: {program} cannot be asked what it knows ({error}): {advice}") from error
-    if "srt" not in done.stdout.split():
-        raise SettingsError(f"{flag} srt://: {program} was built without srt: {advice}")
-    return program
+        program_for_srt("--push srt://")
 
 
 class PushLink:
@@ -121,7 +101,7 @@ class PushLink:
             self._origin = first.frame.pts * first.frame.time_base
             for _ in range(FIRST_PICTURES):
                 self._encode(_picture_of(first), 0)
-            self._wait_until_ready(time.monotonic() + CONNECT_S)
+            self._wait_until_ready(_picture_of(first))
         except BaseException:
             self.close()
             raise
@@ -135,6 +115,7 @@ class PushLink:
         time_s = result.frame.pts * result.frame.time_base - self._origin
         self._encode(_picture_of(result), round(time_s / TIME_BASE))
         self._flush(time.monotonic() + SEND_S)
+        self._throw_away_progress()
 
     def close(self) -> None:
         process = self._process
@@ -183,18 +164,22 @@ class PushLink:
         for packet in self._stream.encode(frame):
             self._output.mux(packet)
 
-    def _wait_until_ready(self, deadline_s: float) -> None:
-        self._flush(deadline_s)
+    def _wait_until_ready(self, picture: U8) -> None:
+        """Meanwhile the picture is shown again and again: ffmpeg tells how far it is only while something comes."""
+        started_s = time.monotonic()
         heard = b""
         while b"ready\n" not in heard and b"progress=" not in heard:
-            left_s = deadline_s - time.monotonic()
-            if left_s <= 0:
+            passed_s = time.monotonic() - started_s
+            self._flush(started_s + CONNECT_S)
+            if passed_s >= CONNECT_S:
                 raise SinkError(f"the server did not take the connection within {CONNECT_S:g} s")
-            if _is_ready(self._said, select.POLLIN, min(left_s, 0.5)):
+            if _is_ready(self._said, select.POLLIN, FILL_S):
                 data = os.read(self._said, 4096)
                 if not data:
                     raise SinkError(self._reason())
                 heard += data
+            elif self._target.scheme == "srt":
+                self._encode(picture, round(Fraction(passed_s) / TIME_BASE))
 
     def _flush(self, deadline_s: float) -> None:
         """What the muxer made, into the pipe."""
@@ -213,7 +198,6 @@ class PushLink:
             del self._pending[:written]
         if self._process.poll() is not None:
             raise SinkError(self._reason())
-        self._throw_away_progress()
 
     def _throw_away_progress(self) -> None:
         """Of ffmpeg, so that its pipe does not fill."""
@@ -266,7 +250,7 @@ def _command_of(target: Target) -> tuple[list[str], bytes]:
         told = ["-hide_banner", "-loglevel", "error", "-progress", "pipe:1", "-stats_period", "0.2"]
         probe = ["-probesize", "65536", "-analyzeduration", "100000", "-fpsprobesize", "0"]
         flow = ["-f", "mpegts", "-i", "pipe:0", "-c", "copy", "-f", "mpegts", target.text]
-        return [program_for_srt("--push"), *told, *probe, *flow], b""
+        return [program_for_srt("--push srt://"), *told, *probe, *flow], b""
     options: Mapping[str, str] = {"rtsp_transport": "tcp"} if _FORMATS[target.scheme] == "rtsp" else {}
     if _FORMATS[target.scheme] == "flv":
         options = {"flvflags": "no_duration_filesize"}

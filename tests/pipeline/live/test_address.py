@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import SettingsError, SourceError
 from pipeline.live import address as live_address
+from pipeline.live import srt as live_srt
 from pipeline.live.address import (
     LIVE_SCHEMES,
     MAX_SOURCES,
@@ -71,13 +72,22 @@ def test_what_is_refused(text, said) -> None:
     assert "secret" not in str(caught.value)
 
 
-def test_srt_is_refused_where_ffmpeg_was_built_without() -> None:
+def test_srt_needs_a_program_where_pyav_is_built_without(monkeypatch, tmp_path) -> None:
     assert is_known_to_ffmpeg("rtsp")
-    if is_known_to_ffmpeg("srt"):
-        assert parse_address("srt://h:1").kind == "url"
-    else:
-        with pytest.raises(SettingsError, match="built without srt"):
-            parse_address("srt://h:1")
+    monkeypatch.setattr(live_address, "is_known_to_ffmpeg", lambda scheme: scheme != "srt")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SettingsError, match="needs the program ffmpeg, and it is not in the PATH"):
+        parse_address("srt://h:1")
+    program = tmp_path / "ffmpeg"
+    program.write_text("#!/bin/sh\necho srtp\n")
+    program.chmod(0o755)
+    with pytest.raises(SettingsError, match="was built without srt"):
+        parse_address("srt://h:1")
+    live_srt._knows_srt.cache_clear()
+    program.write_text("#!/bin/sh\necho srt\n")
+    address = parse_address("srt://:5000?mode=listener&passphrase=hunter2hunter2")
+    assert address.kind == "url" and "hunter2" not in address.name
+    live_srt._knows_srt.cache_clear()
 
 
 def test_a_file_that_is_called_like_a_number(tmp_path, monkeypatch) -> None:
