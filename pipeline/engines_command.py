@@ -21,8 +21,9 @@ from engines.plan_cache import Entry, PlanCache
 from engines.planned_engine import CONVERTERS, Build, plan_of, staleness
 from engines.segment_cut import how_segment_runs
 from engines.selection import AUTO_ORDER, PLAN_ENGINES, Candidate, Machine, ThisMachine, candidate
+from engines.triton_repository import TritonOptions, export_triton
 from pipeline.command_line import SettingsParser, read_path, read_whole_number
-from pipeline.errors import EXIT_OK, EXIT_SINK, SettingsError
+from pipeline.errors import EXIT_OK, EXIT_SINK, SettingsError, SinkError
 from pipeline.progress import announce_on
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,8 @@ def main(arguments: Sequence[str], machine: Machine | None = None, build: Build 
         return _build(flags, machine, build, console)
     if flags.command == "clean":
         return _clean(flags, machine, console)
+    if flags.command == "export-triton":
+        return _export_triton(flags, console)
     found = describe(machine)
     if flags.json:
         print(json.dumps(found, indent=1))  # noqa: T201  plain, so that another program can read it
@@ -253,6 +256,28 @@ def _clean(flags: argparse.Namespace, machine: Machine, console: Console) -> int
     return EXIT_OK
 
 
+def _export_triton(flags: argparse.Namespace, console: Console) -> int:
+    try:
+        options = TritonOptions(
+            max_batch=flags.max_batch,
+            queue_delay_us=flags.queue_delay_us,
+            instances=flags.instances,
+            gpu=flags.gpu,
+            threads=flags.threads,
+            tensorrt=flags.tensorrt,
+        )
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    artifact = load_artifact(flags.model if flags.model is not None else default_artifact())
+    try:
+        files = export_triton(artifact, flags.out, options)
+    except OSError as error:
+        raise SinkError(f"{flags.out}: {error.strerror or error}: choose another --out") from error
+    for path in files:
+        console.print(Text(str(path)), soft_wrap=True)
+    return EXIT_OK
+
+
 def _size(count: float) -> str:
     for unit in ("B", "kB", "MB"):
         if count < 1000:
@@ -272,7 +297,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = SettingsParser(
         prog="pose2seg engines", description="What runs the networks here, and its plans.", allow_abbrev=False
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="list|build|clean")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="list|build|clean|export-triton")
     listing = commands.add_parser(
         "list", allow_abbrev=False, help="every engine, whether it works here and why not; plans in the cache"
     )
@@ -289,6 +314,20 @@ def _parser() -> argparse.ArgumentParser:
     ):
         build.add_argument(flag, type=_from_1_to(4096), default=default, metavar="N", help=text)
     build.add_argument("--converter", choices=CONVERTERS, default=CONVERTERS[0], help="what reads the graph (onnx)")
+    triton = commands.add_parser(
+        "export-triton", allow_abbrev=False, help="write a model repository for Triton Inference Server (docs/scale.md)"
+    )
+    triton.add_argument("--out", type=read_path, required=True, metavar="DIR", help="folder to make")
+    triton.add_argument("--model", type=read_path, metavar="DIR", help="model folder; the installed one by default")
+    for flag, low, high, default, text in (
+        ("--max-batch", 1, 1024, 8, "images that may share a call (8)"),
+        ("--queue-delay-us", 0, 1_000_000, 2000, "how long an image may wait for others, microseconds (2000)"),
+        ("--instances", 1, 256, 1, "copies of each graph at work, on each GPU or on the CPU (1)"),
+        ("--threads", 0, 1024, 0, "cores of one call on the CPU; 0 leaves it to ONNX Runtime (0)"),
+    ):
+        triton.add_argument(flag, type=_from_to(low, high), default=default, metavar="N", help=text)
+    triton.add_argument("--gpu", action="store_true", help="on GPUs; on the CPU by default")
+    triton.add_argument("--tensorrt", action="store_true", help="with --gpu: through TensorRT, in half precision")
     clean = commands.add_parser("clean", allow_abbrev=False, help="remove plans")
     clean.add_argument("--all", action="store_true", help="all of them")
     clean.add_argument("--stale", action="store_true", help="damaged, or made for another machine; the default")
@@ -297,10 +336,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _from_1_to(most: int) -> Callable[[str], int]:
+    return _from_to(1, most)
+
+
+def _from_to(least: int, most: int) -> Callable[[str], int]:
     def read(text: str) -> int:
         number = read_whole_number(text)
-        if not 1 <= number <= most:
-            raise argparse.ArgumentTypeError(f"must be from 1 to {most}, got {number}")
+        if not least <= number <= most:
+            raise argparse.ArgumentTypeError(f"must be from {least} to {most}, got {number}")
         return number
 
     return read

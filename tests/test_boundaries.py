@@ -67,6 +67,9 @@ ONLY_WITH_EXTRAS = (
     "pyarrow",
     "supervision",
     *("aiohttp", "aioice", "aiortc", "prometheus_client"),
+    "ray",
+    "fsspec",
+    "s3fs",
 )
 # Folders that are loaded once somebody asks for what they do; these files of theirs need no extra all the same.
 WITH_AN_EXTRA = {"pipeline.serve": {"pipeline.serve", "pipeline.serve.listen"}}
