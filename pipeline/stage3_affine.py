@@ -6,8 +6,9 @@ from collections import defaultdict
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
-from kernels.coordinates import F32
+from kernels.coordinates import F32, I32
 from kernels.pose_fit import fit_poses, whole_frame_roi
 from kernels.pose_similarity import pose_similarities, pose_sizes, return_chances
 from pipeline.messages import AlignedRois, Poses
@@ -50,19 +51,27 @@ class AffineStage:
         )
 
     def process(self, poses: Poses) -> AlignedRois:
-        visible = poses.keypoints[:, :, 2] >= self._joint_threshold
-        visible &= poses.keypoints[:, :, 2] > 0
         frame = poses.frame
         ids = self._trackers[frame.stream].assign(
             poses.keypoints,
-            visible,
+            self._visible(poses),
             poses.scores >= self._person_threshold,
             clip=frame.clip,
             time_s=frame.pts_s,
         )
+        return self.align(poses, ids)
+
+    def align(self, poses: Poses, ids: I32) -> AlignedRois:
+        """The windows of people who have their names already.
+
+        Args:
+            poses: the people.
+            ids: (N,); people with 0 are left out.
+        """
+        frame = poses.frame
         named = ids > 0
         poses = replace(poses, keypoints=poses.keypoints[named], scores=poses.scores[named])
-        visible = visible[named]
+        visible = self._visible(poses)
         usable = poses.keypoints.copy()
         usable[~visible] = 0.0
         fit = fit_poses(
@@ -82,3 +91,8 @@ class AffineStage:
 
     def close(self) -> None:
         """Nothing is held."""
+
+    def _visible(self, poses: Poses) -> NDArray[np.bool_]:
+        confidence = poses.keypoints[:, :, 2]
+        visible: NDArray[np.bool_] = (confidence >= self._joint_threshold) & (confidence > 0)
+        return visible

@@ -3,6 +3,7 @@
 settings, command   the flags and the command
 plan, probe         which files there are, what is in them, what becomes of each
 machine, worker     how many processes; one of them
-file, video, state  one file in segments; its video; what of a job is done
+file, parts, video, state  one file in segments; their outputs; its video; what of a job is done
+ahead, detections   what can be done of a segment before it is its turn
 progress, report    the live table; the report at the end
 """

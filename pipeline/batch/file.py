@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 import av
 import cv2
@@ -22,6 +22,14 @@ import numpy as np
 
 from engines.device import device_of
 from kernels.coordinates import U8
+from pipeline.batch.detections import (
+    DETECTIONS,
+    DetectionsDamaged,
+    Found,
+    check_detections,
+    origin_of,
+    stored_stages,
+)
 from pipeline.batch.exports import CountsPart, TablePart, subtitles_of
 from pipeline.batch.layers import (
     SegmentLayers,
@@ -33,12 +41,13 @@ from pipeline.batch.layers import (
     remove_output,
     save_heatmaps,
 )
+from pipeline.batch.parts import CocoEntries, KeptOpen, Unfinished, join_entries, join_files
 from pipeline.batch.plan import BatchInput, is_image, require_inside
 from pipeline.batch.state import FileState, JobFolder, Segment, bring_to_disk, replace_file
 from pipeline.batch.video import Position, SegmentedVideo, SegmentSource, join_video
 from pipeline.build import Model, model_stages
 from pipeline.contact_sheet import ContactSheetSink
-from pipeline.errors import PipelineError, SinkError, SourceError
+from pipeline.errors import PipelineError, SinkError, SourceError, StageError
 from pipeline.exports.options import SUBTITLES
 from pipeline.exports.parquet_table import join_tables
 from pipeline.layers.options import Layer, read_layers
@@ -49,7 +58,7 @@ from pipeline.runtime import Pipeline
 from pipeline.settings import Settings
 from pipeline.stage3_affine import AffineStage
 from pipeline.stage5_compose import ComposeStage
-from pipeline.stage6_sinks import JsonLinesSink, WriteStage, close_output, create_output, sink_error, write_whole
+from pipeline.stage6_sinks import JsonLinesSink, WriteStage, sink_error
 from pipeline.video_output import VideoSink
 
 log = logging.getLogger(__name__)
@@ -62,6 +71,10 @@ _PART: Final = {"video": ".mp4", "json": ".jsonl", "coco": ".coco", "parquet": "
 
 class Interrupted(Exception):
     """The batch is to end; the segment in work is thrown away."""
+
+
+class Paused(Exception):
+    """The segments that were asked for are finished, and there are more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,12 +97,16 @@ class FileOptions:
         write: kinds of `pipeline.batch.plan.OUTPUT_SUFFIXES`.
         segment_s: see `pipeline.batch.video.SegmentedVideo`.
         overwrite: replace outputs that are not of this job.
+        model_digest: of the model folder; what was found with another one is not used.
+        upload: address below which outputs are put when they are whole; they are removed here then.
     """
 
     settings: Settings
     write: tuple[str, ...]
     segment_s: float
     overwrite: bool = False
+    model_digest: str = ""
+    upload: str | None = None
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -104,8 +121,11 @@ def process_file(
     *,
     report: Callable[[FileProgress], None],
     stop: Callable[[], bool] = bool,
+    until: int | None = None,
 ) -> FileState:
     """Process one input from where it is to its end, and put its outputs into place.
+
+    What the networks found ahead in a segment (`pipeline.batch.detections`) is read; where there is nothing they run.
 
     Args:
         item: the input.
@@ -114,17 +134,46 @@ def process_file(
         options: what to do.
         report: told after every frame.
         stop: asked after every frame; True ends with `Interrupted`.
+        until: pause when so many segments are finished; None goes on to the end.
 
     Raises:
         Interrupted: see ``stop``; the state is that of the last finished segment.
+        Paused: see ``until``.
         PipelineError, EngineError: the input failed; finished segments stay finished.
     """
     with job.file_locked(item.key):
-        return _OneFile(item, job, model, options, report, stop).run()
+        return _OneFile(item, job, model, options, report, stop, until).run()
+
+
+def prepare_file(item: BatchInput, job: JobFolder, model: Model, options: FileOptions) -> FileState:
+    """What is known of an input, as `process_file` would begin with it.
+
+    Raises:
+        PipelineError: it cannot be processed at all.
+    """
+    with job.file_locked(item.key):
+        return _OneFile(item, job, model, options, lambda _progress: None, bool, None).prepared()
+
+
+def found_in(item: BatchInput, state: FileState, number: int, start: int, model: Model, options: FileOptions) -> Found:
+    """What detections of a segment must be about.
+
+    Args:
+        item: the input.
+        state: of it.
+        number: of the segment.
+        start: number of its first frame.
+        model: networks.
+        options: what to do.
+    """
+    origin = origin_of(item.path, state.size, state.mtime_ns, options.settings, options.segment_s, options.model_digest)
+    return Found(origin=origin, number=number, start=start, roi_size=model.artifact.roi_size)
 
 
 def outputs_are_there(item: BatchInput, out: Path, state: FileState, options: FileOptions) -> bool:
     """Whether all outputs of an input that is done are in place."""
+    if state.uploaded:
+        return True
     names = outputs_of(options.layers, state.segments)
     return all(item.output(out, kind).is_file() for kind in options.write) and all(
         (out / f"{item.name}.{name}").exists() for name in names
@@ -140,6 +189,7 @@ class _OneFile:
         options: FileOptions,
         report: Callable[[FileProgress], None],
         stop: Callable[[], bool],
+        until: int | None,
     ) -> None:
         self._item = item
         self._job = job
@@ -147,27 +197,31 @@ class _OneFile:
         self._options = options
         self._report = report
         self._stop = stop
+        self._until = until
         self._folder = job.folder_of(item.key)
         self._state = self._known_state()
 
+    def prepared(self) -> FileState:
+        if self._state.status not in {"done", "publishing"}:
+            self._refuse_foreign_outputs()
+        return self._state
+
     def run(self) -> FileState:
-        state = self._state
+        state = self.prepared()
         if state.status == "done":
             return state
-        if state.status != "publishing":
-            self._refuse_foreign_outputs()
         if not state.ended:
             self._process()
         self._publish()
         return state
 
     def _known_state(self) -> FileState:
-        if is_image(self._item.path):
+        if is_image(self._item.name):
             raise SourceError(
                 f"{self._item.name}: expected a video, this is a picture: use pose2seg SOURCE for pictures"
             )
         try:
-            stat = Path(self._item.path).stat()
+            stat = Path(self._item.file).stat()
         except OSError as error:
             raise SourceError(
                 f"{self._item.name}: cannot be read ({error.strerror}): check path and permissions"
@@ -202,14 +256,20 @@ class _OneFile:
 
     def _process(self) -> None:
         state = self._state
-        resume = state.resume
-        position = Position.of_state(resume["position"]) if resume is not None else None
-        video = SegmentedVideo(
-            self._item.path, shown=self._item.name, segment_s=self._options.segment_s, position=position
-        )
+        video = self._open_video()
         try:
             while video.has_more():
-                self._segment(video)
+                if self._until is not None and len(state.segments) >= self._until:
+                    raise Paused
+                try:
+                    self._segment(video)
+                except StageError as error:
+                    if not isinstance(error.__cause__, DetectionsDamaged):
+                        raise
+                    log.warning("detections of segment %d do not fit: made again", len(state.segments))
+                    (self._folder / DETECTIONS.format(len(state.segments))).unlink(missing_ok=True)
+                    video.close()
+                    video = self._open_video()
             if not state.segments:
                 raise SourceError(f"{self._item.name}: expected at least one video frame, found none: try another copy")
             state.ended, state.lost = True, video.frames_lost
@@ -219,12 +279,24 @@ class _OneFile:
         finally:
             video.close()
 
+    def _open_video(self) -> SegmentedVideo:
+        resume = self._state.resume
+        position = Position.of_state(resume["position"]) if resume is not None else None
+        return SegmentedVideo(
+            self._item.file, shown=self._item.name, segment_s=self._options.segment_s, position=position
+        )
+
     def _segment(self, video: SegmentedVideo) -> None:
         state, settings = self._state, self._options.settings
         number = len(state.segments)
         started = time.monotonic()
         device = device_of(self._model.keypoint_engine, self._model.segment_engine, frames_per_call=settings.batch)
         keypoints, affine, segment = model_stages(settings, self._model, device)
+        networks: tuple[Any, Any] = (KeptOpen(keypoints), KeptOpen(segment))
+        found_path, found = self._folder / DETECTIONS.format(number), self._found(number)
+        summary = check_detections(found_path, found)
+        if summary is not None:
+            networks = stored_stages(found_path, found, self._model, settings)
         compose = ComposeStage(
             device,
             mask_threshold=settings.mask_threshold,
@@ -241,7 +313,7 @@ class _OneFile:
         sinks += [border, *layers.set.sinks]
         pipeline = Pipeline(
             source,
-            [KeptOpen(keypoints), affine, KeptOpen(segment), compose, WriteStage([*sinks, _Unfinished(sheet)])],
+            [networks[0], affine, networks[1], compose, WriteStage([*sinks, Unfinished(sheet)])],
             queue_depth=max(settings.queue_depth, device.frames_per_call),
         )
         first: FrameResult | None = None
@@ -266,7 +338,7 @@ class _OneFile:
             Segment(
                 frames=frames,
                 people=people,
-                seconds=time.monotonic() - started,
+                seconds=time.monotonic() - started + (summary.seconds if summary is not None else 0.0),
                 first_pts=first.frame.pts,
                 time_base=(base.numerator, base.denominator),
                 parts={path.name: _size_on_disk(path) for path in [*parts.values(), *layers.parts()]},
@@ -285,6 +357,12 @@ class _OneFile:
         for old in (*self._folder.glob("pictures-*.png"), *self._folder.glob("layers-*.npz")):
             if old.name not in {pictures, state.resume["layers"]}:
                 old.unlink(missing_ok=True)
+        found_path.unlink(missing_ok=True)
+
+    def _found(self, number: int) -> Found:
+        resume = self._state.resume
+        start = resume["position"]["index"] if resume is not None else 0
+        return found_in(self._item, self._state, number, start, self._model, self._options)
 
     def _sinks(self, parts: dict[str, Path], video: SegmentedVideo) -> list[Sink]:
         settings = self._options.settings
@@ -293,7 +371,7 @@ class _OneFile:
             if kind == "json":
                 sinks.append(JsonLinesSink(path, overwrite=True))
             elif kind == "coco":
-                sinks.append(_CocoEntries(path))
+                sinks.append(CocoEntries(path))
             elif kind == "parquet":
                 sinks.append(TablePart(path))
             elif kind in SUBTITLES:
@@ -369,12 +447,13 @@ class _OneFile:
             finished += self._assemble_layers(resume)
             kept = self._pictures(resume)
             replace_file(self._folder / "picture.jpg", _report_picture(kept[len(kept) // 2]))
-            state.status = "publishing"
+            state.status, state.replaces = "publishing", True
             self._job.save(self._item.key, state)
             for beside, target in finished:
                 put_in_place(beside, target)
                 bring_to_disk(target.parent)
             self._remove_people_of_before({target for _, target in finished})
+            self._upload([target for _, target in finished])
         except (OSError, av.FFmpegError) as error:
             for beside, _ in finished:
                 remove_output(beside)
@@ -389,6 +468,19 @@ class _OneFile:
         state.resume = None
         self._job.save(self._item.key, state)
         self._job.remove_parts(self._item.key)
+
+    def _upload(self, outputs: list[Path]) -> None:
+        """Outputs go where they are wanted, and are here no more."""
+        place = self._options.upload
+        if place is None:
+            return
+        from pipeline.batch.storage import upload
+
+        for path in files_below(outputs):
+            upload(path, f"{place.rstrip('/')}/{path.relative_to(self._job.out).as_posix()}")
+        for path in outputs:
+            remove_output(path)
+        self._state.uploaded = True
 
     def _assemble_layers(self, resume: dict[str, Any]) -> list[tuple[Path, Path]]:
         """Outputs of all layers, each with the name that it gets; what is half done when it fails is removed."""
@@ -433,9 +525,9 @@ class _OneFile:
         count = len(self._state.segments)
         parts = [self._folder / f"{number:06d}{_PART[kind]}" for number in range(count if kind in _PART else 0)]
         if kind == "json":
-            _join_files(parts, path)
+            join_files(parts, path)
         elif kind == "coco":
-            _join_entries(parts, path)
+            join_entries(parts, path)
         elif kind == "parquet":
             join_tables(parts, path)
         elif kind in SUBTITLES:
@@ -449,7 +541,7 @@ class _OneFile:
             origin_s = self._origin_s(resume)
             starts = [segment.first_pts * Fraction(*segment.time_base) for segment in self._state.segments]
             timed = [(part, start_s - origin_s) for part, start_s in zip(parts, starts, strict=True)]
-            for warning in join_video(timed, self._item.path, origin_s, path):
+            for warning in join_video(timed, self._item.file, origin_s, path):
                 if warning not in self._state.warnings:
                     self._state.warnings.append(warning)
 
@@ -458,46 +550,6 @@ class _OneFile:
         """Time of the file's first frame."""
         pts, numerator, denominator = resume["position"]["origin"]
         return int(pts) * Fraction(numerator, denominator)
-
-
-class KeptOpen:
-    """A stage whose engine serves the next segment, too."""
-
-    def __init__(self, stage: Any) -> None:
-        self._stage = stage
-        self.name: str = stage.name
-
-    @property
-    def batch_limit(self) -> int:
-        return int(self._stage.batch_limit)
-
-    def open(self) -> None:
-        self._stage.open()
-
-    def process(self, item: Any) -> Any:
-        return self._stage.process(item)
-
-    def process_batch(self, items: Any) -> Any:
-        return self._stage.process_batch(items)
-
-    def close(self) -> None:
-        """Whoever opened the model closes it."""
-
-
-class _Unfinished:
-    """A sink that is written at the end of the file, not of the segment."""
-
-    def __init__(self, sink: ContactSheetSink) -> None:
-        self._sink = sink
-
-    def check(self) -> None:
-        self._sink.check()
-
-    def write(self, result: FrameResult) -> None:
-        self._sink.write(result)
-
-    def close(self) -> None:
-        """Goes on in the next segment."""
 
 
 class _Border:
@@ -520,53 +572,12 @@ class _Border:
         self.state = self._layers.set.to_state()
 
 
-class _CocoEntries:
-    """COCO results of a segment, an entry per line; the image id is the number of the frame, from 1."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file: IO[bytes] | None = None
-
-    def check(self) -> None:
-        """The folder is our own."""
-
-    def write(self, result: FrameResult) -> None:
-        if self._file is None:
-            self._file = create_output(self._path, overwrite=True)
-        entries = result.to_coco(result.frame.index + 1)
-        lines = "".join(json.dumps(entry, separators=(",", ":")) + "\n" for entry in entries)
-        write_whole(self._file, lines.encode(), self._path)
-
-    def close(self) -> None:
-        close_output(self._file, self._path)
-
-
 def _size_on_disk(path: Path) -> int:
     try:
         bring_to_disk(path)
         return path.stat().st_size
     except OSError as error:
         raise sink_error(path, error) from error
-
-
-def _join_files(parts: list[Path], target: Path) -> None:
-    with target.open("wb") as output:
-        for part in parts:
-            with part.open("rb") as file:
-                while block := file.read(1 << 20):
-                    output.write(block)
-
-
-def _join_entries(parts: list[Path], target: Path) -> None:
-    with target.open("wb") as output:
-        output.write(b"[")
-        separator = b"\n"
-        for part in parts:
-            with part.open("rb") as file:
-                for line in file:
-                    output.write(separator + line.rstrip(b"\n"))
-                    separator = b",\n"
-        output.write(b"\n]\n")
 
 
 def _report_picture(tile: U8) -> bytes:

@@ -9,7 +9,7 @@ import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +28,9 @@ OUTPUT_SUFFIXES: Final = {
     "vtt": ".vtt",
 }
 """What ``--write`` may name -> what is put behind the whole name of the input, so that a.mp4 and a.mov stay two."""
+ADDRESS_SCHEMES: Final = ("s3", "gs", "http", "https")
+"""Of inputs that are not on a disk, see `pipeline.batch.storage`."""
+_PLAYLISTS: Final = (".m3u8", ".mpd", ".sdp")
 _MAX_NAME_BYTES: Final = 200  # of 255 that file systems take; a suffix and a temporary mark follow
 _LIST_SUFFIX: Final = ".txt"
 
@@ -37,12 +40,22 @@ class BatchInput:
     """One file to process.
 
     Attributes:
-        path: absolute; links are not followed, so that two links to one file are two inputs.
+        path: absolute; links are not followed, so that two links to one file are two inputs. Of an input elsewhere its
+            address without what is secret in it, so that a newly signed one is the same input.
         name: mirrored name below the output folder, with ``/``; also what results call their source.
+        address: of an input in object storage or on a web server, with all that is secret in it; empty for a file.
+        local: its copy on the disk, while there is one (`pipeline.batch.storage.staged`).
     """
 
     path: str
     name: str
+    address: str = field(default="", repr=False)
+    local: str = ""
+
+    @property
+    def file(self) -> str:
+        """What is opened."""
+        return self.local or self.path
 
     @property
     def key(self) -> str:
@@ -73,9 +86,14 @@ def plan_inputs(
     entries = list(_unfolded(arguments, sys.stdin if stdin is None else stdin))
     folders = [entry for entry in entries if os.path.isdir(entry)]
     found: dict[str, str] = {}
+    addresses: dict[str, str] = {}
     for entry in entries:
         for path, relative in _files_of(entry, real_out, several=len(folders) > 1):
-            found.setdefault(os.path.abspath(path), safe_name(relative))
+            place = os.path.abspath(path)
+            if _is_address(path):
+                place = redact(path)
+                addresses.setdefault(place, path)
+            found.setdefault(place, safe_name(relative))
     if not found:
         raise SettingsError(
             f"batch expects videos, found none in {', '.join(map(shown_name, arguments)) or 'an empty list'}: "
@@ -86,7 +104,8 @@ def plan_inputs(
     inputs = []
     for path, name in given.items():
         taken = uses[name.casefold()] > 1 and path not in (known or {})
-        inputs.append(BatchInput(path=path, name=_distinguished(name, path) if taken else name))
+        own = _distinguished(name, path) if taken else name
+        inputs.append(BatchInput(path=path, name=own, address=addresses.get(path, "")))
     return inputs
 
 
@@ -150,7 +169,7 @@ def _list_file(name: str) -> list[str]:
             f"{shown_name(name)}: the list cannot be read ({error.strerror}): check the path"
         ) from error
     folder = os.path.dirname(name)
-    return [os.path.join(folder, line) for line in _lines(text.splitlines())]
+    return [line if "://" in line else os.path.join(folder, line) for line in _lines(text.splitlines())]
 
 
 def _lines(lines: Iterable[str]) -> Iterator[str]:
@@ -162,9 +181,9 @@ def _lines(lines: Iterable[str]) -> Iterator[str]:
 
 def _files_of(entry: str, real_out: str, *, several: bool) -> Iterator[tuple[str, str]]:
     """Paths, each with what it is called below the output folder."""
-    if "://" in entry and not os.path.lexists(entry):
-        raise SettingsError(f"{redact(shown_name(entry))}: a batch reads files: use pose2seg SOURCE, or pose2seg live")
-    if os.path.isdir(entry):
+    if _is_address(entry):
+        yield from _addresses_of(entry)
+    elif os.path.isdir(entry):
         root = os.path.realpath(entry)
         if root == real_out or root.startswith(real_out.rstrip("/") + "/"):
             raise SettingsError(
@@ -183,6 +202,27 @@ def _files_of(entry: str, real_out: str, *, several: bool) -> Iterator[tuple[str
                 yield path, os.path.relpath(path, root)
     else:
         yield entry, os.path.basename(entry)  # missing: it becomes a line of the report, not the end of the batch
+
+
+def _is_address(entry: str) -> bool:
+    return "://" in entry and not os.path.lexists(entry)
+
+
+def _addresses_of(entry: str) -> Iterator[tuple[str, str]]:
+    scheme = entry.partition("://")[0]
+    if scheme not in ADDRESS_SCHEMES or entry.partition("?")[0].lower().endswith(_PLAYLISTS):
+        allowed = ", ".join(f"{name}://" for name in ADDRESS_SCHEMES)
+        raise SettingsError(
+            f"{redact(shown_name(entry))}: a batch reads files, also of {allowed}: for streams use pose2seg SOURCE, or "
+            "pose2seg live"
+        )
+    from pipeline.batch.storage import check_address, find_videos, name_of
+
+    if scheme in {"s3", "gs"} and (entry.endswith("/") or any(sign in entry for sign in "*?[")):
+        yield from find_videos(entry, _is_video)
+        return
+    check_address(entry)
+    yield entry, name_of(entry) or "input"
 
 
 def glob_root(pattern: str) -> str:

@@ -15,14 +15,17 @@ from rich.table import Table
 from rich.text import Text
 
 from engines.device import device_of
-from pipeline.batch.file import ENCODER_THREADS, KeptOpen
+from pipeline.batch.file import ENCODER_THREADS
+from pipeline.batch.parts import KeptOpen
 from pipeline.batch.plan import BatchInput, is_image, shown_name
 from pipeline.batch.progress import duration
+from pipeline.batch.storage import opened
 from pipeline.batch.video import MarkedVideo, SegmentedVideo, SegmentSource
 from pipeline.build import Model, model_stages, open_model
 from pipeline.errors import PipelineError
 from pipeline.layers.options import read_layers
 from pipeline.layers.sinks import LayerSet
+from pipeline.redaction import redact
 from pipeline.runtime import Pipeline
 from pipeline.settings import Settings
 from pipeline.stage5_compose import ComposeStage
@@ -55,18 +58,19 @@ class Probe:
 
 def probe(item: BatchInput) -> Probe:
     """Open an input and read what its header says."""
-    if is_image(item.path):
+    if is_image(item.name):
         return Probe(item=item, problem="expected a video, this is a picture")
     try:
-        video = MarkedVideo(item.path, timeout_s=10.0)
-    except (PipelineError, av.FFmpegError, OSError) as error:
-        return Probe(item=item, problem=str(error))
-    try:
-        frames = video.frame_total
-        seconds = frames / float(video.frame_rate) if frames is not None else None
-        return Probe(item=item, frames=frames, seconds=seconds, size=video.stored_size)
-    finally:
-        video.close()
+        with opened(item) as file:
+            video = MarkedVideo(item.file, timeout_s=10.0, file=file)
+            try:
+                frames = video.frame_total
+                seconds = frames / float(video.frame_rate) if frames is not None else None
+                return Probe(item=item, frames=frames, seconds=seconds, size=video.stored_size)
+            finally:
+                video.close()
+    except (PipelineError, av.FFmpegError, OSError, ValueError) as error:
+        return Probe(item=item, problem=redact(str(error)))
 
 
 def measured_fps(probes: Iterable[Probe], settings: Settings, *, kinds: Sequence[str]) -> float | None:
@@ -83,7 +87,7 @@ def measured_fps(probes: Iterable[Probe], settings: Settings, *, kinds: Sequence
     model = open_model(settings)
     frames, seconds = 0, 0.0
     try:
-        readable = [found for found in probes if not found.problem]
+        readable = [found for found in probes if not found.problem and not found.item.address]
         for found in itertools.islice(readable, MEASURED_FILES):
             try:
                 count, took_s = _measure(found.item, model, settings, video="video" in kinds)

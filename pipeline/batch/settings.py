@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.batch.plan import OUTPUT_SUFFIXES
+from pipeline.batch.split import SPLITS, Split
 from pipeline.errors import SettingsError
 from pipeline.exports.parquet_table import require_pyarrow
 from pipeline.layers.options import read_background, read_named_layers
 from pipeline.layers.pictures import read_picture
+from pipeline.redaction import redact
 from pipeline.settings import Settings, flag_of
 
 #: Options of a single run that mean the same here.
@@ -67,6 +69,22 @@ class BatchSettings:
     cover_frames: int = _shared("cover_frames")
     hide_ahead: int = _shared("hide_ahead")
     workers: str = _option("auto", "processes; auto takes what cores and memory allow", metavar="N")
+    upload: str | None = _option(
+        None,
+        "put finished outputs below this address of object storage, and keep none here; the state stays in --out",
+        metavar="s3://BUCKET/PREFIX",
+    )
+    cluster: str | None = _option(
+        None,
+        "workers on all nodes of a Ray cluster: auto for the one this machine is part of, or HOST:PORT of its head "
+        "(docs/scale.md)",
+        metavar="auto|ADDRESS",
+    )
+    split: Split = _option(
+        "auto",
+        "whether workers share a file, each with other segments of it; auto: those do who would have nothing to do",
+        choices=SPLITS,
+    )
     segment_seconds: float = _option(30.0, "an interrupted batch loses at most so much video of a file", metavar="S")
     overwrite: bool = _option(False, "start anew and replace outputs that exist")
     retry_failed: bool = _option(False, "try inputs again that failed in the run before")
@@ -101,9 +119,30 @@ class BatchSettings:
             raise SettingsError(f"{flag_of('workers')} must be auto or a number from 1 to 1024, got {self.workers}")
         if not 0.1 <= self.segment_seconds <= 86400:
             raise SettingsError(f"{flag_of('segment_seconds')} must be from 0.1 to 86400, got {self.segment_seconds}")
+        if self.upload is not None:
+            from pipeline.batch.storage import check_address
+
+            check_address(self.upload)
+            if not self.upload.startswith(("s3://", "gs://")):
+                raise SettingsError(f"--upload expects s3:// or gs://, got {redact(self.upload)}")
         self.of_files()
         if self.layer:
             self._deciding_of_layers()  # a background that cannot be read is told before anything starts
+
+    @property
+    def may_use_gpu(self) -> bool:
+        """Whether a GPU is taken where there is one."""
+        return self.device != "cpu" and self.engine not in {"onnx", "openvino"}
+
+    def with_absolute_paths(self) -> BatchSettings:
+        """For workers who stand elsewhere."""
+        background = read_background(self.layer_background)
+        return replace(
+            self,
+            out=None if self.out is None else self.out.absolute(),
+            model=None if self.model is None else self.model.absolute(),
+            layer_background=str(background.absolute()) if isinstance(background, Path) else self.layer_background,
+        )
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -127,6 +166,8 @@ class BatchSettings:
         values = {name: getattr(self, name) for name in SHARED if name not in {*_FREE, *_OF_LAYERS}}
         values["model"] = None if self.model is None else str(self.model.absolute())
         values["layer"] = self._deciding_of_layers() if self.layer else None
+        if self.upload is not None:
+            values["upload"] = self.upload
         return {**values, "write": sorted(self.kinds), "segment_seconds": self.segment_seconds}
 
     def _deciding_of_layers(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@
     OUT/.pose2seg/lock                 held by the running batch
     OUT/.pose2seg/files/KEY/state.json how far one input is, see `FileState`
     OUT/.pose2seg/files/KEY/N.*        outputs of segment N, until the input is done
+    OUT/.pose2seg/inputs/KEY.*         an input that is not on a disk, while it is worked on
 
 A file that is replaced is written beside, brought to the disk, and renamed; then its folder is brought to the disk. So
 after a power cut there is the old or the new one. A state never names a part that is not on the disk.
@@ -12,6 +13,7 @@ after a power cut there is the old or the new one. A state never names a part th
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -20,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 from pipeline.batch.plan import STATE_FOLDER, BatchInput
 from pipeline.errors import SettingsError, SinkError
@@ -29,6 +31,16 @@ from pipeline.stage6_sinks import sink_error, write_whole
 VERSION: Final = 1
 Status = Literal["running", "publishing", "done", "failed"]
 _LOCK_WAIT_S: Final = 30.0  # for a worker of a killed batch to notice that it is alone
+
+
+class SizeAndTime(Protocol):
+    """What of `os.stat_result` tells one content of a file from another."""
+
+    @property
+    def st_size(self) -> int: ...
+
+    @property
+    def st_mtime_ns(self) -> int: ...
 
 
 @dataclass(slots=True, kw_only=True)
@@ -71,6 +83,7 @@ class FileState:
         warnings: for the report.
         error: why it failed.
         replaces: outputs that exist may be replaced: they are of this job, or --overwrite said so.
+        uploaded: its outputs lie where --upload said, and not here.
     """
 
     path: str
@@ -85,6 +98,7 @@ class FileState:
     warnings: list[str] = field(default_factory=list)
     error: str = ""
     replaces: bool = False
+    uploaded: bool = False
 
     @property
     def frames(self) -> int:
@@ -98,7 +112,7 @@ class FileState:
     def seconds(self) -> float:
         return sum(segment.seconds for segment in self.segments)
 
-    def is_of(self, stat: os.stat_result) -> bool:
+    def is_of(self, stat: SizeAndTime) -> bool:
         """Whether the input is still the file that this is about."""
         return (self.size, self.mtime_ns) == (stat.st_size, stat.st_mtime_ns)
 
@@ -218,7 +232,7 @@ class JobFolder:
                 names[state.path] = state.name
         return names
 
-    def fresh(self, item: BatchInput, stat: os.stat_result) -> FileState:
+    def fresh(self, item: BatchInput, stat: SizeAndTime) -> FileState:
         return FileState(path=item.path, name=item.name, size=stat.st_size, mtime_ns=stat.st_mtime_ns)
 
     def parts_are_whole(self, key: str, state: FileState) -> bool:
@@ -240,6 +254,11 @@ class JobFolder:
     def delete(self) -> None:
         """Remove everything."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def artifact_digest(folder: Path) -> str:
+    """The manifest holds the SHA-256 of every file of a model, so its own stands for all."""
+    return hashlib.sha256((folder / "model.json").read_bytes()).hexdigest()
 
 
 def replace_file(path: Path, data: bytes) -> None:

@@ -113,6 +113,11 @@ class SegmentedVideo:
         return None if self._video is None else self._video.frame_total
 
     @property
+    def frame_rate(self) -> float:
+        """Average frames a second; a usual value where the file does not say."""
+        return float(self._video.frame_rate if self._video is not None else 25)
+
+    @property
     def frames_lost(self) -> int:
         return 0 if self._video is None else self._video.frames_lost
 
@@ -133,7 +138,7 @@ class SegmentedVideo:
         """The frames of the next segment."""
         started_s: float | None = None
         count = 0
-        most = max(1, round(2 * self._segment_s * float(self._video.frame_rate if self._video is not None else 25)))
+        most = max(1, round(2 * self._segment_s * self.frame_rate))
         while not self._stopped and self.has_more() and self._pending is not None:
             picture, is_key = self._pending
             now_s = float(picture.pts * picture.time_base)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import queue
 import signal
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from engines import EngineError
-from pipeline.batch.file import FileOptions, FileProgress, Interrupted, process_file
-from pipeline.batch.plan import BatchInput
+from pipeline.batch.ahead import detect_segment, scout_file
+from pipeline.batch.file import FileOptions, FileProgress, Interrupted, Paused, process_file
+from pipeline.batch.orders import DetectOrder, Order, ScoutOrder
 from pipeline.batch.state import JobFolder
+from pipeline.build import Model
 from pipeline.errors import PipelineError, exit_code_of
 from pipeline.redaction import redact
 
@@ -34,22 +37,39 @@ class WorkerOptions:
 
 
 def work(connection: Connection, options: WorkerOptions) -> None:
-    """Serve one batch: receives ``("file", BatchInput)``, ``("stop",)`` and ``("end",)``.
+    """Serve one batch: receives ``("order", Order)``, ``("stop",)`` and ``("end",)``.
 
-    Sends ``("ready",)``, ``("progress", name -> value)``, ``("log", level, text)``, ``("done", path)``,
-    ``("failed", path, text)``, ``("interrupted", path)``, and ``("fatal", exit code, text)`` if there is no model.
+    Sends ``("ready", description)``, ``("progress", name -> value)``, ``("border", number, position)``,
+    ``("log", level, text)``, and at the end of each order one of ``("done",)``, ``("paused",)``, ``("scouted",)``,
+    ``("detected",)``, ``("failed", text)`` and ``("interrupted",)``. ``("fatal", exit code, text)``: there is no model.
     """
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the terminal tells the whole group; the batch tells its workers
-    _Worker(connection, options).run()
+    Worker(connection, options).run()
 
 
-class _Worker:
-    def __init__(self, connection: Connection, options: WorkerOptions) -> None:
+class Messages(Protocol):
+    """Both directions between a worker and its batch: a pipe, or queues."""
+
+    def send(self, message: tuple[Any, ...], /) -> None:
+        """To the batch."""
+
+    def recv(self) -> tuple[Any, ...]:
+        """From the batch; waits for it.
+
+        Raises:
+            EOFError: the batch is gone.
+        """
+
+
+class Worker:
+    """One model and what is done with it, order after order."""
+
+    def __init__(self, connection: Messages, options: WorkerOptions) -> None:
         self._connection = connection
         self._options = options
         self._stop = threading.Event()
-        self._orders: queue.SimpleQueue[BatchInput | None] = queue.SimpleQueue()
+        self._orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
         self._sending = threading.Lock()
         self._next_report = 0.0
 
@@ -69,20 +89,36 @@ class _Worker:
         except Exception as error:
             self.send("fatal", exit_code_of(error), _text(error))
             return
-        self.send("ready")
+        self.send("ready", {"engines": sorted({model.keypoint_engine.name, model.segment_engine.name})})
         job = JobFolder(self._options.out)
-        while (item := self._orders.get()) is not None:
+        while (order := self._orders.get()) is not None:
             try:
-                process_file(item, job, model, self._options.file, report=self._report, stop=self._stop.is_set)
-                self.send("done", item.path)
+                self.send(self._carry_out(order, job, model))
             except Interrupted:
-                self.send("interrupted", item.path)
+                self.send("interrupted")
+            except Paused:
+                self.send("paused")
             except (PipelineError, EngineError, OSError) as error:
-                self.send("failed", item.path, _text(error))
+                self.send("failed", _text(error))
             except Exception as error:
                 logging.getLogger(__name__).debug("bug", exc_info=True)
-                self.send("failed", item.path, f"a bug: {type(error).__name__}: {_text(error)}")
+                self.send("failed", f"a bug: {type(error).__name__}: {_text(error)}")
         model.close()
+
+    def _carry_out(self, order: Order, job: JobFolder, model: Model) -> str:
+        options, stop = self._options.file, self._stop.is_set
+        if order.item.address:
+            from pipeline.batch.storage import staged
+
+            order = replace(order, item=staged(order.item, job, stop=stop))
+        if isinstance(order, ScoutOrder):
+            scout_file(order.item, job, model, options, border=functools.partial(self.send, "border"), stop=stop)
+            return "scouted"
+        if isinstance(order, DetectOrder):
+            detect_segment(order.item, order.number, order.start, job, model, options, report=self._report, stop=stop)
+            return "detected"
+        process_file(order.item, job, model, options, report=self._report, stop=stop, until=order.until)
+        return "done"
 
     def send(self, *message: Any) -> None:
         """To the batch; if it is gone, there is nobody to work for."""
@@ -98,7 +134,7 @@ class _Worker:
                 order = self._connection.recv()
             except (EOFError, OSError):
                 os._exit(1)  # the batch was killed: what is not finished is not wanted
-            if order[0] == "file":
+            if order[0] == "order":
                 self._orders.put(order[1])
             elif order[0] == "stop":
                 self._stop.set()
@@ -116,7 +152,7 @@ class _Worker:
 class _Forward(logging.Handler):
     """Log lines go to the batch, which has the terminal."""
 
-    def __init__(self, worker: _Worker, level: int) -> None:
+    def __init__(self, worker: Worker, level: int) -> None:
         super().__init__(level)
         self._worker = worker
 

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -260,8 +261,13 @@ def test_a_file_whose_worker_always_dies(clips, model_folder, tmp_path) -> None:
 
 
 def wait_for_segments(out: Path, count: int, process: subprocess.Popen) -> None:
+    wait_for(lambda: segments_done(out) >= count, process)
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen) -> None:
+    """Until something holds; the process must not end before."""
     deadline = time.monotonic() + 100
-    while segments_done(out) < count:
+    while not condition():
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -357,6 +363,38 @@ def test_no_model_ends_the_batch(clips, model_folder, tmp_path, capsys) -> None:
 def test_another_number_of_workers_gives_the_same(clips, expected, model_folder, tmp_path) -> None:
     finish(clips, model_folder, tmp_path / "out", "--workers", "1", "--threads", "1")
     assert outputs(tmp_path / "out") == expected
+
+
+def test_workers_that_share_files_give_the_same(clips, expected, model_folder, tmp_path) -> None:
+    """Also when one of them dies, and when the batch is killed and goes on with nobody sharing."""
+    shared = ("--workers", "2", "--threads", "1", "--split", "always")
+    process = subprocess.Popen(
+        command(clips, tmp_path / "out", model_folder, *shared),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(lambda: list((tmp_path / "out").glob(".pose2seg/files/*/people-*.found")), process)
+    kill(children(process)[0])
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    assert "tried once more" in errors
+    assert outputs(tmp_path / "out") == expected
+
+    process = subprocess.Popen(
+        command(clips, tmp_path / "other", model_folder, *shared), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    wait_for(lambda: segments_done(tmp_path / "other") > 0, process)
+    process.kill()
+    process.wait(timeout=30)
+    finish(clips, model_folder, tmp_path / "other", "--split", "never")
+    assert outputs(tmp_path / "other") == expected
+
+
+def test_sharing_needs_networks_that_treat_each_person_alone(clips, model_folder, tmp_path, capsys) -> None:
+    arguments = [*command(clips, tmp_path / "out", model_folder)[2:], "--split", "always", "--engine", "openvino"]
+    assert main(arguments) == 2
+    assert "--split always needs the networks in ONNX Runtime on the CPU" in capsys.readouterr().err
 
 
 def test_a_damaged_state(tmp_path, model_folder, capsys) -> None:

@@ -1,0 +1,39 @@
+"""A real Ray cluster of two nodes on loopback, in a process of its own: its warnings and signals are not the tests'.
+
+Prints its address; then obeys lines: ``lose`` kills the second node as a power cut would, ``end`` (or the end of the
+input) takes everything down.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+from ray.cluster_utils import Cluster
+
+STORE_BYTES = 80 * 2**20
+
+
+def main() -> None:
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 1, "include_dashboard": False, "object_store_memory": STORE_BYTES},
+    )
+    try:
+        second = cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
+        print(f"address {cluster.address} {cluster.head_node.get_session_dir_path()}", flush=True)
+        for line in sys.stdin:
+            if line.strip() == "end":
+                break
+            if line.strip() == "lose":
+                cluster.remove_node(second, allow_graceful=False)
+                print("lost", flush=True)
+    finally:
+        cluster.shutdown()
+    print("ended", flush=True)
+
+
+if __name__ == "__main__":
+    main()
