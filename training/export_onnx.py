@@ -401,8 +401,10 @@ def require_servable(settings: ModelSettings) -> None:
     """Serving fits poses to the manifest's templates in one way only; everything else is inside the graphs.
 
     Raises:
-        ExportError: windows are found in another way.
+        ExportError: windows are found in another way, or the network is given no poses.
     """
+    if settings.family == "mask_rcnn":
+        raise ExportError("the family mask_rcnn has no export: evaluate it, python -m training.evaluate --checkpoint")
     served = dataclasses.replace(AlignSettings(), compat=settings.align.compat)
     changed = [
         f"align.{f.name} {getattr(settings.align, f.name)}"

@@ -18,9 +18,10 @@ from pycocotools import mask as coco_mask
 
 from kernels.square_letterbox import plan_square_letterbox
 from tests.training.drawn_people import COLOURS, annotation, background, drawn_mask, drawn_pose, paint, write_coco
-from training import evaluate
+from training import evaluate, evaluate_occlusion
 from training.checkpoint import load_weights
 from training.dataset import CocoFolder, DataError, SceneDataset, letterbox_scene
+from training.export_onnx import ExportError, require_servable
 from training.mask_rcnn import (
     COCO_CLASSES,
     MaskRcnnDetector,
@@ -198,6 +199,23 @@ def test_a_detector_is_scored_by_the_same_figures(data: Path, tmp_path: Path) ->
     assert [round(r["score"], 3) for r in out.mask_results] == [0.9, 0.3]
     with pytest.raises(DataError, match=r"a detector finds people and masks by itself.*got gt, engine and None"):
         evaluate.evaluate(folder, OneBox(), long_side=128, poses="gt")
+
+
+def test_a_detector_is_measured_under_occlusion_too(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(evaluate_occlusion, "checkpoint_model", lambda *_: (OneBox(), 128))
+    sets = ["--annotations", str(data / "people/annotations.json"), "--images", str(data / "people/images")]
+    options = ["--checkpoint", "any", "--resamples", "0", "--json", str(tmp_path / "figures.json")]
+    assert evaluate_occlusion.main([*sets, *options, "--poses", "engine"]) == 0
+    assert json.loads((tmp_path / "figures.json").read_text())["masks"] == "detector"
+    assert evaluate_occlusion.main([*sets, *options]) == 2
+    assert "expected --poses engine" in capsys.readouterr().err
+
+
+def test_a_detector_has_no_export() -> None:
+    with pytest.raises(ExportError, match="the family mask_rcnn has no export"):
+        require_servable(model_settings_from_json(RANDOM))
 
 
 # With torchvision
