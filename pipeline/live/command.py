@@ -18,6 +18,7 @@ from rich.text import Text
 
 from pipeline.command_line import parser_of
 from pipeline.errors import EXIT_OK, SettingsError
+from pipeline.live.outputs import SinkReport
 from pipeline.live.run import LiveRun, SourceSnapshot
 from pipeline.live.settings import LiveSettings
 from pipeline.live.show import open_window, run_in_window
@@ -156,6 +157,8 @@ def _show(run: LiveRun, console: Console, settings: LiveSettings, ended: threadi
     while not ended.wait(settings.stats_every_s):
         for snapshot in run.sources():
             log.info("%s", stats_line(snapshot))
+        for sink in run.shared_sinks():
+            log.info("%s", sink_line(sink))
 
 
 def live_table(snapshots: Sequence[SourceSnapshot]) -> Table:
@@ -206,6 +209,14 @@ def stats_line(snapshot: SourceSnapshot) -> str:
         ),
     ]
     return " ".join(parts)
+
+
+def sink_line(sink: SinkReport) -> str:
+    """All about a sink of all sources as ``key=value``."""
+    lost = (f"lost[{reason.replace(' ', '-')}]={count}" for reason, count in sink.dropped.items())
+    return " ".join(
+        [f"sink={sink.name.replace(' ', '-')}", f"written={sink.written}", f"away={sink.away}".lower(), *lost]
+    )
 
 
 def summary_table(run: LiveRun) -> Table:

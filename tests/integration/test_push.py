@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import threading
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pipeline.errors import SourceError
+from pipeline.live.run import LiveRun
+from pipeline.live.settings import LiveSettings
+from pipeline.publish.push import _picture_of
 from pipeline.selftest.servers import Camera, CameraServer, number_of
 from pipeline.video_input import LiveAccess, VideoInput
+from tests.fakes import MAGENTA, fake_model
 from tests.integration.test_live import Watched, urls
 from tests.live_servers import NginxRtmp, RtspRecordServer
 
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.timeout(180)
 
 
@@ -146,3 +155,77 @@ def test_rtsp_record_with_a_password(camera, tmp_path, caplog) -> None:
     assert "401 Unauthorized" in caplog.text
     for secret in ("hunter2", "wrongword"):
         assert secret not in caplog.text
+
+
+def test_a_parent_that_is_killed_leaves_no_process(camera) -> None:
+    """The process of a push that hangs in a server's silence ends by its own alarm, whoever started it is gone."""
+    code = (
+        "import sys; from pipeline.publish.push import PushLink, PushOptions; "
+        "from pipeline.publish.target import PUSH_PORTS, parse_target; from tests.live_results import result; "
+        "PushLink(parse_target(sys.argv[1], flag='--push', ports=PUSH_PORTS), result(0), PushOptions())"
+    )
+    with CameraServer(camera) as mute:
+        mute.mute = True
+        parent = subprocess.Popen([sys.executable, "-c", code, f"rtmp://127.0.0.1:{mute.port}/live/x"], cwd=ROOT)
+        children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+        wait(lambda: mute.accepted and children.read_text().split(), "the process of the push")
+        (child,) = children.read_text().split()
+        command = Path(f"/proc/{child}/cmdline").read_bytes()
+        assert b"remux.py" in command and b"rtmp" not in command
+        parent.kill()
+        parent.wait(10)
+        wait(lambda: not is_running(child), "its end")
+
+
+def is_running(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait(condition, what: str) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+def test_people_who_are_hidden_are_hidden_in_what_is_pushed(tmp_path) -> None:
+    """`--hide` is in front of every output: the sink is handed pictures in which nobody is to be seen."""
+    camera = Magenta(height=144, width=256, fps=20)
+    pictures = []
+
+    class Kept:
+        name = "kept"
+
+        def write(self, result) -> None:
+            pictures.append(_picture_of(result))
+
+        def close(self) -> None:
+            """Nothing is held."""
+
+    with CameraServer(camera) as server:
+        run = LiveRun(
+            LiveSettings(sources=(urls(server),), hide="pixelate", hide_ahead=0, seconds=None),
+            model=fake_model(),
+            extra_sinks=[Kept()],
+        )
+        thread = threading.Thread(target=run.run, daemon=True)
+        thread.start()
+        wait(lambda: len(pictures) > 20, "pictures")
+        run.request_stop()
+        thread.join(20)
+        assert not thread.is_alive()
+    for picture in pictures[5:]:
+        magenta = (picture[..., 0] > 200) & (picture[..., 1] < 60) & (picture[..., 2] > 200)
+        assert magenta.mean() < 0.03  # of a person who is 11 % of the picture
+
+
+class Magenta(Camera):
+    """Somebody in magenta stands still."""
+
+    def pictures(self, ended):
+        for number, image in super().pictures(ended):
+            image[40:140, 100:140] = MAGENTA
+            yield number, image

@@ -16,7 +16,7 @@ from pipeline.command_line import parser_of
 from pipeline.errors import SettingsError, SourceError
 from pipeline.live import address as live_address
 from pipeline.live.address import AllowedUrls, parse_address
-from pipeline.live.command import live_table, parse_live_settings, stats_line
+from pipeline.live.command import live_table, parse_live_settings, sink_line, stats_line
 from pipeline.live.input import InputOptions, opener_of, redirect_of
 from pipeline.live.outputs import SinkReport
 from pipeline.live.run import SourceSnapshot
@@ -96,6 +96,8 @@ def test_what_is_shown_of_a_source() -> None:
         "stream=1 state=reconnecting fps=24.9 people=2 frames=100 results=90 latency_ms=40/81 "
         "dropped[broken-packet]=2 dropped[newer-frame]=8 reconnects[cannot-open]=3 recording_lost[sink-too-slow]=10"
     )
+    publish = SinkReport(name="publish tcp://h:1", written=3, dropped={"not connected": 7}, away=True)
+    assert sink_line(publish) == "sink=publish-tcp://h:1 written=3 away=true lost[not-connected]=7"
     console = Console(width=200)
     with console.capture() as captured:
         console.print(live_table([snapshot]))
