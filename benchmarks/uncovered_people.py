@@ -5,8 +5,9 @@
 Clips have no truth, so a stronger look at them stands in for it: the same network at `--reference-side` px with a low
 person threshold, and of what that finds people who were seen in `MIN_FRAMES` frames or more and under whose mask the
 picture changed: what never changes is a thing. It misses people, too, and its masks are not always right. A person in a
-frame counts as uncovered if less than `ENOUGH` of the mask is under whole cover (alpha 255). `late` are those of people
-whom the run itself finds later: what `--hide-ahead` is for; the rest it never finds, or has lost for good.
+frame counts as uncovered if less than `ENOUGH` of the mask is under whole cover (alpha 255), and as seen if less than
+`HALF` is. `late` are those of the uncovered whom the run itself finds later: what `--hide-ahead` is for; the rest it
+never finds, or has lost for good.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from pipeline.layers.options import ChosenPeople
 
 MIN_FRAMES = 8
 ENOUGH = 0.9
+HALF = 0.5
 THING_LEVELS = 8.0  # of 255: a picture that changed by less under the mask, in all frames of a track, shows a thing
 MATCH_IOU = 0.3
 RESULTS = Path(__file__).resolve().parent / "results" / "cpu-2core" / "uncovered.json"
@@ -80,6 +82,7 @@ def uncovered(reference: Reference, clip: str, aheads: Sequence[int], *, frames:
     maker = AlphaMaker(mask_threshold=0.5, refine=False, steady=False)
     lines = {ahead: CoveredFrames(maker, ChosenPeople(), frames=60, ahead=ahead) for ahead in aheads}
     left: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    seen: Counter[int] = Counter()
     share: Counter[int] = Counter()
     ms: Counter[int] = Counter()
     found: dict[int, list[int]] = defaultdict(list)  # of a reference track: frames in which the run found them
@@ -93,7 +96,9 @@ def uncovered(reference: Reference, clip: str, aheads: Sequence[int], *, frames:
             share[ahead] += full.mean()
             for track, (x0, y0, mask) in reference.people.get(covered.frame.index, {}).items():
                 part = full[y0 : y0 + mask.shape[0], x0 : x0 + mask.shape[1]]
-                if part[mask].mean() < ENOUGH:
+                hidden = part[mask].mean()
+                seen[ahead] += hidden < HALF
+                if hidden < ENOUGH:
                     left[ahead].append((track, covered.frame.index))
 
     for result in pose2seg.stream(clip, max_frames=frames):
@@ -126,6 +131,7 @@ def uncovered(reference: Reference, clip: str, aheads: Sequence[int], *, frames:
                 "ahead": ahead,
                 "person_frames": total,
                 "uncovered": len(left[ahead]),
+                "seen": int(seen[ahead]),
                 "late": late,
                 "tracks_uncovered": len({track for track, _ in left[ahead]}),
                 "frame_share_covered": round(float(share[ahead]) / max(1, count), 4),
@@ -152,10 +158,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             clip, long_side=options.reference_side, threshold=options.reference_threshold, frames=options.frames
         )
         rows += uncovered(reference, clip, options.ahead, frames=options.frames)
-    print(f"{'clip':32} ahead  people  uncovered  late  tracks  share covered  ms a frame")
+    print(f"{'clip':32} ahead  people  uncovered  seen  late  tracks  share covered  ms a frame")
     for row in rows:
         print(
-            f"{row['clip'][:32]:32} {row['ahead']:5} {row['person_frames']:7} {row['uncovered']:10} {row['late']:5}"
+            f"{row['clip'][:32]:32} {row['ahead']:5} {row['person_frames']:7} {row['uncovered']:10} {row['seen']:5}"
+            f" {row['late']:5}"
             f" {row['tracks_uncovered']:7} {row['frame_share_covered']:14.3f} {row['ms_per_frame']:11.2f}"
         )
     document = {
