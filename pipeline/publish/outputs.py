@@ -127,4 +127,8 @@ def _publishing_sink(target: Target) -> ReconnectingSink:
 
 
 def _pushing_sink(target: Target, options: PushOptions) -> ReconnectingSink:
-    return ReconnectingSink(target, lambda result: PushLink(target, result, options))
+    def connect(result: FrameResult) -> Link:
+        return PushLink(target, result, options, stopped=sink.is_stopped)
+
+    sink = ReconnectingSink(target, connect)
+    return sink

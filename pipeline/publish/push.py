@@ -15,7 +15,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -74,8 +74,21 @@ def check_push(target: Target) -> None:
 class PushLink:
     """One connection to a server; pictures keep the size of its first one."""
 
-    def __init__(self, target: Target, first: FrameResult, options: PushOptions) -> None:
+    def __init__(
+        self,
+        target: Target,
+        first: FrameResult,
+        options: PushOptions,
+        *,
+        stopped: Callable[[], bool] = bool,
+    ) -> None:
         """Start the process and wait until the server has taken the connection.
+
+        Args:
+            target: the server.
+            first: the picture that decides the size.
+            options: of the encoder.
+            stopped: True: do not wait for the server any longer.
 
         Raises:
             SinkError: it cannot be reached, refuses, or does not answer in time.
@@ -101,7 +114,7 @@ class PushLink:
             self._origin = first.frame.pts * first.frame.time_base
             for _ in range(FIRST_PICTURES):
                 self._encode(_picture_of(first), 0)
-            self._wait_until_ready(_picture_of(first))
+            self._wait_until_ready(_picture_of(first), stopped)
         except BaseException:
             self.close()
             raise
@@ -164,13 +177,15 @@ class PushLink:
         for packet in self._stream.encode(frame):
             self._output.mux(packet)
 
-    def _wait_until_ready(self, picture: U8) -> None:
+    def _wait_until_ready(self, picture: U8, stopped: Callable[[], bool]) -> None:
         """Meanwhile the picture is shown again and again: ffmpeg tells how far it is only while something comes."""
         started_s = time.monotonic()
         heard = b""
         while b"ready\n" not in heard and b"progress=" not in heard:
             passed_s = time.monotonic() - started_s
             self._flush(started_s + CONNECT_S)
+            if stopped():
+                raise SinkError("the run ends")
             if passed_s >= CONNECT_S:
                 raise SinkError(f"the server did not take the connection within {CONNECT_S:g} s")
             if _is_ready(self._said, select.POLLIN, FILL_S):

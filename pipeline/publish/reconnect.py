@@ -9,6 +9,7 @@ and nothing old is sent when it is back.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 from typing import Final, Protocol
@@ -68,6 +69,7 @@ class ReconnectingSink:
         self._next_try_s = 0.0
         self._connected_s = 0.0
         self._said = ""
+        self._stopped = threading.Event()
 
     @property
     def away(self) -> bool:
@@ -82,7 +84,7 @@ class ReconnectingSink:
         """
         link = self._link
         if link is None:
-            if self._clock() < self._next_try_s:
+            if self._clock() < self._next_try_s or self._stopped.is_set():
                 raise NotTaken("not connected", self.name)
             link = self._open(result)
         try:
@@ -90,6 +92,14 @@ class ReconnectingSink:
         except Exception as error:
             self._lost(error)
             raise NotTaken("connection lost", self.name) from None
+
+    def stop(self) -> None:
+        """The run ends: frames that wait are still sent, and nobody waits for a connection."""
+        self._stopped.set()
+
+    def is_stopped(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stopped.is_set()
 
     def close(self) -> None:
         link, self._link = self._link, None

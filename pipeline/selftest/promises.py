@@ -184,9 +184,14 @@ def terminated(chaos: Chaos) -> str:
     folder = chaos.folder_of("terminated")
     with CameraServer(chaos.camera) as server, CameraServer(chaos.camera) as mute:
         mute.mute = True
-        with chaos.command(
-            *(address_of(server), address_of(mute), "--output-dir", str(folder), "--keep-free-gb", "0")
-        ) as process:
+        arguments = [address_of(server), address_of(mute), "--output-dir", str(folder), "--keep-free-gb", "0"]
+        targets = [
+            "--publish",
+            f"tcp://127.0.0.1:{mute.port}",
+            "--push",
+            f"rtmp://127.0.0.1:{mute.port}/live/{{stream}}",
+        ]
+        with chaos.command(*arguments, *targets) as process:
             deadline = time.monotonic() + WAIT_S
             while not any(path.stat().st_size > 20_000 for path in folder.rglob("*.mp4")):
                 if time.monotonic() > deadline or process.poll() is not None:
@@ -262,7 +267,7 @@ PROMISES: Final = (
     Case(
         name="sigterm",
         promise=f"SIGTERM ends within {STOP_S:g} s, outputs whole",
-        provoked="SIGTERM while recording, one more camera silent",
+        provoked="SIGTERM while recording, another camera and the targets silent",
         measure=terminated,
     ),
     Case(

@@ -104,10 +104,12 @@ class ZoneWatcher:
                 picture, [outline], isClosed=True, color=LINE_COLOR, thickness=thickness, lineType=cv2.LINE_AA
             )
             x, y = (int(value) for value in outline[:, 0].min(axis=0))
-            at = (max(x, 0) + 4, max(y, 0) + 16)
             text = f"{zone.name}: {place.inside}".encode("ascii", "replace").decode()
-            for color, width_px in (((16, 16, 16), 3), (LINE_COLOR, 1)):
-                cv2.putText(picture, text, at, cv2.FONT_HERSHEY_DUPLEX, 0.45, color, width_px, cv2.LINE_AA)
+            (text_px, high_px), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_DUPLEX, 0.45, 1)
+            left, top = max(x, 0), max(y, 0)
+            cv2.rectangle(picture, (left, top), (left + text_px + 8, top + high_px + 9), (16, 16, 16), cv2.FILLED)
+            at = (left + 4, top + high_px + 4)
+            cv2.putText(picture, text, at, cv2.FONT_HERSHEY_DUPLEX, 0.45, LINE_COLOR, 1, cv2.LINE_AA)
 
     def _watch_zone(
         self, zone: Zone, place: _Place, feet: dict[int, tuple[float, float]], frame: Frame, events: list[ZoneEvent]
