@@ -92,7 +92,8 @@ def shorten(video: Path, target: Path, frames: int) -> Path:
         for number, frame in enumerate(source.decode(video=0)):
             if number == frames:
                 break
-            stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, "yuv420p"
+            if not number:
+                stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, "yuv420p"
             frame.pts, frame.time_base = number, Fraction(1, 25)
             output.mux(stream.encode(frame.reformat(format="yuv420p")))
         output.mux(stream.encode(None))

@@ -10,6 +10,7 @@ import os
 import sys
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["RAY_raylet_start_wait_time_s"] = "180"  # noqa: SIM112  Ray's own spelling; a loaded machine
 
 from ray.cluster_utils import Cluster
 

@@ -42,7 +42,7 @@ from pipeline.batch.layers import (
     save_heatmaps,
 )
 from pipeline.batch.parts import CocoEntries, KeptOpen, Unfinished, join_entries, join_files
-from pipeline.batch.plan import BatchInput, is_image, require_inside
+from pipeline.batch.plan import BatchInput, is_image, require_inside, require_plain_file
 from pipeline.batch.state import FileState, JobFolder, Segment, bring_to_disk, replace_file
 from pipeline.batch.video import Position, SegmentedVideo, SegmentSource, join_video
 from pipeline.build import Model, model_stages
@@ -226,6 +226,7 @@ class _OneFile:
             raise SourceError(
                 f"{self._item.name}: cannot be read ({error.strerror}): check path and permissions"
             ) from error
+        require_plain_file(self._item.name, stat.st_mode)
         state = self._job.load(self._item.key)
         if state is not None and state.status == "failed":
             state.status, state.error = "running", ""

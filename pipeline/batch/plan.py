@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
+import stat
 import sys
 import unicodedata
 from collections import Counter
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from pipeline.errors import SettingsError, SinkError
+from pipeline.errors import SettingsError, SinkError, SourceError
 from pipeline.redaction import redact
 from pipeline.stage1_decode import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
@@ -91,7 +92,7 @@ def plan_inputs(
         for path, relative in _files_of(entry, real_out, several=len(folders) > 1):
             place = os.path.abspath(path)
             if _is_address(path):
-                place = redact(path)
+                place = _without_secrets(path)
                 addresses.setdefault(place, path)
             found.setdefault(place, safe_name(relative))
     if not found:
@@ -134,6 +135,21 @@ def require_inside(path: Path, out: Path) -> None:
     real, root = os.path.realpath(path), os.path.realpath(out)
     if real != root and not real.startswith(root.rstrip("/") + "/"):
         raise SinkError(f"{path}: lies outside of {out} (a link leads to {real}): remove the link")
+
+
+def require_plain_file(name: str, mode: int) -> None:
+    """A pipe or a device would be waited for, for ever.
+
+    Args:
+        name: of the input, for people.
+        mode: ``st_mode`` of what it leads to.
+
+    Raises:
+        SourceError: it is none.
+    """
+    if not stat.S_ISREG(mode):
+        kind = "folder" if stat.S_ISDIR(mode) else "pipe, socket or device"
+        raise SourceError(f"{shown_name(name)}: expected a file, this is a {kind}: give the path of a video")
 
 
 def _safe_part(part: str) -> str:
@@ -206,6 +222,13 @@ def _files_of(entry: str, real_out: str, *, several: bool) -> Iterator[tuple[str
 
 def _is_address(entry: str) -> bool:
     return "://" in entry and not os.path.lexists(entry)
+
+
+def _without_secrets(address: str) -> str:
+    """What stays the same when an address is signed anew: nothing of a query that holds a secret."""
+    shown = redact(address)
+    head, _, query = shown.partition("?")
+    return f"{head}?***" if "***" in query else shown
 
 
 def _addresses_of(entry: str) -> Iterator[tuple[str, str]]:

@@ -17,7 +17,7 @@ from rich.text import Text
 from engines.device import device_of
 from pipeline.batch.file import ENCODER_THREADS
 from pipeline.batch.parts import KeptOpen
-from pipeline.batch.plan import BatchInput, is_image, shown_name
+from pipeline.batch.plan import BatchInput, is_image, require_plain_file, shown_name
 from pipeline.batch.progress import duration
 from pipeline.batch.storage import opened
 from pipeline.batch.video import MarkedVideo, SegmentedVideo, SegmentSource
@@ -61,6 +61,8 @@ def probe(item: BatchInput) -> Probe:
     if is_image(item.name):
         return Probe(item=item, problem="expected a video, this is a picture")
     try:
+        if not item.address:
+            require_plain_file(item.name, Path(item.file).stat().st_mode)
         with opened(item) as file:
             video = MarkedVideo(item.file, timeout_s=10.0, file=file)
             try:

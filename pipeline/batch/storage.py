@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 from urllib.parse import unquote, urlsplit
 
+from pipeline.batch.file import Interrupted
 from pipeline.batch.plan import ADDRESS_SCHEMES, BatchInput, shown_name
 from pipeline.batch.state import JobFolder, SizeAndTime
 from pipeline.errors import PipelineError, SettingsError, SinkError, SourceError
@@ -233,7 +234,8 @@ def staged(item: BatchInput, job: JobFolder, *, stop: Callable[[], bool] = bool)
         stop: asked between blocks.
 
     Raises:
-        SourceError: it cannot be read, or ``stop`` said so.
+        Interrupted: ``stop`` said so.
+        SourceError: it cannot be read.
         SinkError: there is no room for it.
     """
     if not item.address:
@@ -280,7 +282,7 @@ def _download(address: str, target: Path, version: Version, stop: Callable[[], b
     with part.open("wb") as file:  # what a killed worker left may be of another version
         while (done := file.tell()) < version.st_size:
             if stop():
-                raise SourceError(f"{redact(address)}: stopped while it was copied")
+                raise Interrupted
             end = min(done + BLOCK_BYTES, version.st_size)
             file.write(_patiently(functools.partial(_block, system, path, done, end), address))
         file.flush()

@@ -15,8 +15,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 
 from run_stream import main
@@ -160,19 +163,37 @@ def test_broken_files_among_good_ones(tmp_path, model_folder, capsys) -> None:
     write_empty_video(folder / "frameless.avi")
     data = write_video(folder / "cut.mp4", 100).read_bytes()
     (folder / "cut.mp4").write_bytes(data[: len(data) * 6 // 10])
+    data = write_video(folder / "no-index.mp4", 30, faststart=False).read_bytes()
+    (folder / "no-index.mp4").write_bytes(data[: len(data) // 2])
+    (folder / "noise.ts").write_bytes(random.Random(7).randbytes(200_000))
+    write_sound(folder / "sound.mp4")
+    (folder / "nowhere.mp4").symlink_to(tmp_path / "gone.mp4")
+    os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "picture.png").write_bytes(b"not a picture")
     write_video(folder / "z.mp4", 20)
     for number in range(50):
         shutil.copy(folder / "z.mp4", folder / f"many{number:02d}.mp4")
-    arguments = ["batch", str(folder), "--out", str(tmp_path / "out"), "--model", str(model_folder), "--write", ALL]
+    others = [str(tmp_path / name) for name in ("missing.mp4", "pipe.mp4", "picture.png")]
+    others.append(str(folder / "nowhere.mp4"))  # a folder leaves out links that lead nowhere
+    bad = {
+        *("empty.mp4", "frameless.avi", "text.mp4", "no-index.mp4", "noise.ts", "sound.mp4"),
+        *("nowhere.mp4", "missing.mp4", "pipe.mp4", "picture.png"),
+    }
+    arguments = ["batch", str(folder), *others, "--out", str(tmp_path / "out"), "--model", str(model_folder)]
+    arguments += ["--write", ALL]
     assert main(arguments) == 10
     captured = capsys.readouterr()
     assert "Traceback" not in captured.err
-    for name in ("text.mp4", "empty.mp4", "frameless.avi"):
+    for name in bad:
         assert f"failed {name}" in captured.err
         assert not list((tmp_path / "out").glob(f"{name}.*"))
     rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "report.csv").read_text())))
-    assert [row["file"] for row in rows if row["result"] == "failed"] == ["empty.mp4", "frameless.avi", "text.mp4"]
-    assert all(row["error"] for row in rows[:3])
+    assert {row["file"] for row in rows if row["result"] == "failed"} == bad
+    assert all(row["error"] for row in rows[: len(bad)])
+    assert "expected a video stream, found audio" in next(row["error"] for row in rows if row["file"] == "sound.mp4")
+    assert "expected a file" in next(row["error"] for row in rows if row["file"] == "pipe.mp4")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert all(name in page for name in bad)
     assert sum(row["result"] == "done" for row in rows) == 53
     for name in ("good.mp4", "z.mp4", "many49.mp4"):
         frames, _ = read_video(tmp_path / "out" / f"{name}.people.mp4")
@@ -187,6 +208,15 @@ def test_broken_files_among_good_ones(tmp_path, model_folder, capsys) -> None:
     write_video(folder / "text.mp4", 20)
     assert main([*arguments, "--retry-failed"]) == 10
     assert (tmp_path / "out" / "text.mp4.jsonl").exists()
+
+
+def write_sound(path: Path) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=16000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.int16), format="s16", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = 16000, 0, Fraction(1, 16000)
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
 
 
 def test_other_options_do_not_mix(tmp_path, model_folder, capsys) -> None:

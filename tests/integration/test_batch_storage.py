@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.batch import storage
+from pipeline.batch.file import Interrupted
 from pipeline.batch.plan import BatchInput, plan_inputs
 from pipeline.batch.state import JobFolder
 from pipeline.batch.storage import check_address, staged, unstage, upload, version_of
@@ -254,7 +255,10 @@ def test_a_cut_connection_costs_a_block(flaky, quick, tmp_path) -> None:
     item = staged(remote(f"{address}/dir/a.mp4?token=hunter2"), job)
     assert handler.cuts == 0
     assert Path(item.file).read_bytes() == handler.data
-    assert item.path == f"{address}/dir/a.mp4?token=***"
+    assert item.path == f"{address}/dir/a.mp4?***"
+    signed = [remote(f"{address}/dir/a.mp4?X-Amz-Date={day}&X-Amz-Signature=abc{day}") for day in (1, 2)]
+    assert signed[0].key == signed[1].key == item.key  # the same input, signed on another day
+    assert remote(f"{address}/dir/a.mp4?page=2").key != item.key
     assert "hunter2" not in repr(item)
     assert Path(item.local).stat().st_mtime_ns == version_of(remote(f"{address}/dir/a.mp4?token=other")).st_mtime_ns
     handler.cuts = 10**6
@@ -281,6 +285,13 @@ def test_an_input_that_changes_while_it_is_copied(flaky, quick, tmp_path, monkey
 
     with pytest.raises(SourceError, match="was changed while it was copied"):
         staged(remote(f"{address}/a.mp4"), JobFolder(tmp_path), stop=stop)
+
+
+def test_an_interrupted_copy_is_no_failure(flaky, quick, tmp_path) -> None:
+    handler, address = flaky
+    handler.data = os.urandom(30_000)
+    with pytest.raises(Interrupted):
+        staged(remote(f"{address}/a.mp4"), JobFolder(tmp_path), stop=lambda: True)
 
 
 def test_no_room_on_the_disk(flaky, quick, tmp_path, monkeypatch) -> None:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -46,30 +47,47 @@ class Nodes:
 
 
 @pytest.fixture(scope="module")
-def nodes() -> Iterator[Nodes]:
+def nodes(tmp_path_factory) -> Iterator[Nodes]:
+    said = tmp_path_factory.mktemp("ray") / "stderr"
+    with said.open("w") as errors:
+        for _ in range(3):  # Ray gives up after 30 s of a machine that is busy with something else
+            found = started(errors)
+            if found is not None:
+                break
+    assert found is not None, said.read_text()
+    try:
+        yield found
+    finally:
+        end(found.process)
+    assert not wait_for_nobody(found.session), "processes of Ray are left"
+
+
+def started(errors: IO[str]) -> Nodes | None:
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "tests" / "ray_nodes.py")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=errors,
         text=True,
         env=ENVIRONMENT,
         start_new_session=True,
     )
+    line = next((line for line in process.stdout if line.startswith("address ")), "")
+    if not line:
+        end(process)
+        return None
+    _, address, session = line.split()
+    return Nodes(process, address, session)
+
+
+def end(process: subprocess.Popen) -> None:
+    process.stdin.close()
     try:
-        line = next((line for line in process.stdout if line.startswith("address ")), "")
-        assert line, "the cluster did not start"
-        _, address, session = line.split()
-        yield Nodes(process, address, session)
+        process.wait(timeout=120)
     finally:
-        process.stdin.close()
-        try:
-            process.wait(timeout=60)
-        finally:
-            process.kill()
-            process.wait()
-            process.stdout.close()
-    assert not wait_for_nobody(session), "processes of Ray are left"
+        process.kill()
+        process.wait()
+        process.stdout.close()
 
 
 def wait_for_nobody(session: str) -> list[int]:
