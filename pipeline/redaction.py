@@ -13,13 +13,16 @@ _SECRET_PARAMETER = re.compile(
     r"[^&;#\s'\"]*",
     re.IGNORECASE,
 )
+_HEADER = re.compile(
+    r"(?P<name>\bauthorization['\"]?\s*[:=]\s*['\"]?(?:basic|bearer|digest)\s+)[^\s'\"]+", re.IGNORECASE
+)
 
 
 def redact(text: str) -> str:
-    """Replace user names, passwords and secret query parameters of all URLs in a text by ``***``.
+    """Replace user names, passwords and secret query parameters of URLs, and Authorization headers, by ``***``.
 
     Args:
         text: anything that may quote an address: a library's error message, a traceback, a settings dump.
     """
     text = _UNESCAPED.sub(r"\g<scheme>***@", _USER_INFO.sub(r"\g<scheme>***@", text))
-    return _SECRET_PARAMETER.sub(r"\g<name>***", text)
+    return _HEADER.sub(r"\g<name>***", _SECRET_PARAMETER.sub(r"\g<name>***", text))

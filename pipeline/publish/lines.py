@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 import threading
 from typing import Any, Final
@@ -121,6 +122,8 @@ class WebSocketLink:
         connect = require_websockets()
         parts = target.url
         address = parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment="").geturl()
+        quiet = logging.getLogger(f"{__name__}.websockets")
+        quiet.setLevel(logging.INFO)  # below, the library writes down every header, with the password in it
         headers = {}
         if target.user is not None:
             import base64
@@ -134,6 +137,7 @@ class WebSocketLink:
             close_timeout=CLOSE_S,
             max_size=MAX_HEARD,
             max_queue=1,
+            logger=quiet,
             compression=None,  # masks are run lengths already; a deflate per line costs more than it saves
         )
 

@@ -80,6 +80,7 @@ class Viewer:
 
 @pytest.mark.rtmp_server
 def test_rtmp_a_key_each_and_a_server_that_is_killed(camera, tmp_path, caplog) -> None:
+    caplog.set_level("DEBUG")  # also what libraries say then holds no secret
     with CameraServer(camera) as server, NginxRtmp(tmp_path) as nginx:
         viewers = [Viewer(f"rtmp://127.0.0.1:{nginx.port}/live/hunter2-{stream}") for stream in (0, 1)]
         try:
@@ -114,6 +115,7 @@ def test_rtmp_a_key_each_and_a_server_that_is_killed(camera, tmp_path, caplog) -
 @pytest.mark.rtmp_server
 def test_a_server_that_takes_nothing_is_noticed_and_stops_nothing(tmp_path, caplog) -> None:
     """It accepts and never answers, or falls asleep in the middle; the cameras go on, and it is left."""
+    caplog.set_level("DEBUG")  # also what libraries say then holds no secret
     camera = NoisyCamera(height=360, width=640, fps=20)
     with CameraServer(camera) as server, CameraServer(camera) as mute, NginxRtmp(tmp_path) as nginx:
         mute.mute = True
@@ -138,6 +140,7 @@ def test_a_server_that_takes_nothing_is_noticed_and_stops_nothing(tmp_path, capl
 
 @pytest.mark.rtsp_server
 def test_rtsp_record_with_a_password(camera, tmp_path, caplog) -> None:
+    caplog.set_level("DEBUG")  # also what libraries say then holds no secret
     with CameraServer(camera) as server, RtspRecordServer(tmp_path) as receiver:
         good = f"rtsp://camera:hunter2@127.0.0.1:{receiver.port}/camera"
         bad = f"rtsp://camera:wrongword@127.0.0.1:{receiver.port}/camera"

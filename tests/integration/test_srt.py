@@ -75,6 +75,7 @@ class SrtCamera:
 
 
 def test_a_source_that_is_killed_and_comes_back(camera, caplog) -> None:
+    caplog.set_level("DEBUG")  # also what libraries say then holds no secret
     with (
         SrtCamera(camera) as sender,
         Watched(

@@ -46,3 +46,9 @@ def test_no_password_survives(user, password) -> None:
 @given(st.text())
 def test_redacting_twice_changes_nothing(text) -> None:
     assert redact(redact(text)) == redact(text)
+
+
+def test_headers_that_libraries_write_down() -> None:
+    assert redact("> Authorization: Basic dXNlcjpodW50ZXIy\r\n") == "> Authorization: Basic ***\r\n"
+    assert redact("{'authorization': 'Bearer abc.def'}") == "{'authorization': 'Bearer ***'}"
+    assert redact("authorization failed") == "authorization failed"
