@@ -1,11 +1,12 @@
 """Frames a second from decode to the written mp4 and JSON lines, and where the time goes.
 
-    python -m benchmarks.bench_pipeline VIDEO [VIDEO ...] [--long-side 384 512] [--repeat 3] [--save]
+    python -m benchmarks.bench_pipeline VIDEO [VIDEO ...] [--long-side 384 512] [--skip-still] [--repeat 3] [--save]
 
-Every combination of clip and long side is run ``--repeat`` times, in turns (A B A B), with a real overlay video and
-real JSON lines on disk. Latency is decode to sink of one frame while the stages work at full speed, so it holds the
-waiting in the queues. The median run is reported with the service time of every stage; the baseline beside each total
-is decoding and encoding the same clip without any network, the floor of what a clip can cost.
+Every combination of clip and long side (with ``--skip-still`` the model's own long side with it, too) is run
+``--repeat`` times, in turns (A B A B), with a real overlay video and real JSON lines on disk. Latency is decode to sink
+of one frame while the stages work at full speed, so it holds the waiting in the queues. The median run is reported with
+the service time of every stage; the baseline beside each total is decoding and encoding the same clip without any
+network, the floor of what a clip can cost.
 """
 
 from __future__ import annotations
@@ -42,18 +43,35 @@ class Run:
         return self.frames / self.seconds if self.seconds > 0 else 0.0
 
 
-def run_once(video: Path, folder: Path, *, long_side: int | None, model: Path | None, threads: int | None) -> Run:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """What is run; the fields are `pipeline.settings.Settings`'."""
+
+    video: Path
+    long_side: int | None
+    skip_still: bool = False
+
+    def described(self) -> dict[str, object]:
+        named: dict[str, object] = {"clip": self.video.stem, "long_side": self.long_side or "model"}
+        return {**named, "skip_still": True} if self.skip_still else named
+
+
+def run_once(
+    case: Case, folder: Path, *, model: Path | None = None, threads: int | None = None, max_frames: int | None = None
+) -> Run:
     """Process one clip with all outputs into ``folder``."""
     started = time.monotonic()
     pipeline = build(
         Settings(
-            source=str(video),
+            source=str(case.video),
             output=folder / "overlay.mp4",
             json=folder / "people.jsonl",
             overwrite=True,
-            long_side=long_side,
+            long_side=case.long_side,
+            skip_still=case.skip_still,
             model=model,
             threads=threads,
+            max_frames=max_frames,
         )
     )
     frames, people, first_decoded, startup_s = 0, 0, 0.0, 0.0
@@ -75,7 +93,7 @@ def run_once(video: Path, folder: Path, *, long_side: int | None, model: Path | 
     )
 
 
-def copy_once(video: Path, folder: Path) -> list[float]:
+def copy_once(video: Path, folder: Path, max_frames: int | None = None) -> list[float]:
     """Decode a clip to RGB and encode it again as the overlay video is encoded, nothing between; ms per frame."""
     settings = Settings(source=str(video))
     times = []
@@ -89,6 +107,8 @@ def copy_once(video: Path, folder: Path) -> list[float]:
             picture = frame.to_ndarray(format="rgb24")[: out.height, : out.width]
             target.mux(out.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
             times.append((time.perf_counter() - begin) * 1e3)
+            if len(times) == max_frames:
+                break
             begin = time.perf_counter()
         target.mux(out.encode())
     return times
@@ -119,31 +139,28 @@ def main() -> None:
     parser.add_argument(
         "--long-side", type=int, nargs="+", default=[None], help="network input sizes; the model's own by default"
     )
+    parser.add_argument("--skip-still", action="store_true", help="also with --skip-still, the model's own long side")
     parser.add_argument("--model", type=Path, help="model folder; the default one otherwise")
     parser.add_argument("--threads", type=int, help="cores one network call may use")
+    parser.add_argument("--max-frames", type=int, help="most frames of each clip")
     parser.add_argument("--repeat", type=int, default=3, help="runs of each combination")
     parser.add_argument("--save", action="store_true", help="keep the figures in benchmarks/results")
     options = parser.parse_args()
-    cases = [(video, side) for video in options.videos for side in options.long_side]
-    runs: dict[tuple[Path, int | None], list[Run]] = {case: [] for case in cases}
+    cases = [Case(video=video, long_side=side) for video in options.videos for side in options.long_side]
+    if options.skip_still:
+        cases += [Case(video=video, long_side=None, skip_still=True) for video in options.videos]
+    runs: dict[Case, list[Run]] = {case: [] for case in cases}
     copies: dict[Path, list[float]] = {video: [] for video in options.videos}
+    shared = {"model": options.model, "threads": options.threads, "max_frames": options.max_frames}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        run_once(
-            cases[0][0], folder, long_side=cases[0][1], model=options.model, threads=options.threads
-        )  # compiles, loads
+        run_once(cases[0], folder, **shared)  # compiles, loads
         for _ in range(options.repeat):
-            for video, side in cases:
-                runs[video, side].append(
-                    run_once(video, folder, long_side=side, model=options.model, threads=options.threads)
-                )
+            for case in cases:
+                runs[case].append(run_once(case, folder, **shared))
             for video in options.videos:
-                copies[video] += copy_once(video, folder)
-    rows = [
-        row
-        for video, side in cases
-        for row in rows_of(runs[video, side], copies[video], {"clip": video.stem, "long_side": side or "model"})
-    ]
+                copies[video] += copy_once(video, folder, options.max_frames)
+    rows = [row for case in cases for row in rows_of(runs[case], copies[case.video], case.described())]
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     report("pipeline", rows, notes={"peak_memory_mb": round(peak_mb, 1), "repeat": options.repeat}, save=options.save)
 

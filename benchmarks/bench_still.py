@@ -50,11 +50,11 @@ class Pass:
     looked_at: float = 1.0
 
 
-def run_pass(images: Iterable[U8], model: Model, *, skip_still: bool) -> Pass:
+def run_pass(images: Iterable[U8], model: Model, *, skip_still: bool, long_side: int | None = None) -> Pass:
     """All stages but the outputs, one frame after the other."""
     device_here = HostDevice()
     stages = [
-        *model_stages(Settings(source="0", skip_still=skip_still), model, device_here),
+        *model_stages(Settings(source="0", skip_still=skip_still, long_side=long_side), model, device_here),
         ComposeStage(device_here, mask_threshold=0.5, draw=False),
     ]
     for stage in stages:
@@ -106,7 +106,7 @@ def summary(ious: list[float], added: int) -> dict[str, Any]:
     }
 
 
-def of_video(path: Path, model: Model, frames: int) -> dict[str, Any]:
+def of_video(path: Path, model: Model, frames: int, long_side: int | None) -> dict[str, Any]:
     """Whole and in parts, in turns."""
     images = []
     with av.open(str(path)) as source:
@@ -117,7 +117,7 @@ def of_video(path: Path, model: Model, frames: int) -> dict[str, Any]:
     passes: dict[bool, list[Pass]] = {False: [], True: []}
     for _ in range(PASSES):
         for skip_still, made in passes.items():
-            made.append(run_pass(images, model, skip_still=skip_still))
+            made.append(run_pass(images, model, skip_still=skip_still, long_side=long_side))
     ious, added = [], 0
     for wanted, found in zip(passes[False][-1].masks, passes[True][-1].masks, strict=True):
         best, more = overlaps(wanted, found)
@@ -125,6 +125,7 @@ def of_video(path: Path, model: Model, frames: int) -> dict[str, Any]:
         added += more
     return {
         "name": path.stem,
+        "long_side": long_side,
         "frames": len(images),
         "looked_at": passes[True][-1].looked_at,
         "processor_ms_whole": min(made.processor_ms for made in passes[False]),
@@ -145,7 +146,7 @@ def tripod_scenes(data: Path, count: int) -> Iterator[Scene]:
             yield scene
 
 
-def of_scenes(scenes: Iterable[Scene], model: Model, frames: int) -> dict[str, Any]:
+def of_scenes(scenes: Iterable[Scene], model: Model, frames: int, long_side: int | None) -> dict[str, Any]:
     """Against the truth, both ways."""
     ious: dict[bool, list[float]] = {False: [], True: []}
     added = {False: 0, True: 0}
@@ -162,7 +163,7 @@ def of_scenes(scenes: Iterable[Scene], model: Model, frames: int) -> dict[str, A
                 break
         count += len(images)
         for skip_still in (False, True):
-            made = run_pass(images, model, skip_still=skip_still)
+            made = run_pass(images, model, skip_still=skip_still, long_side=long_side)
             spent[skip_still].append(made.processor_ms)
             for masks, found in zip(wanted, made.masks, strict=True):
                 best, more = overlaps(masks, found)
@@ -171,6 +172,7 @@ def of_scenes(scenes: Iterable[Scene], model: Model, frames: int) -> dict[str, A
         looked_at.append(made.looked_at)
     return {
         "name": "scenes from a tripod",
+        "long_side": long_side,
         "frames": count,
         "looked_at": float(np.mean(looked_at)),
         "processor_ms_whole": float(np.mean(spent[False])),
@@ -186,13 +188,13 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=100, help="most frames of each video and scene (100)")
     parser.add_argument("--data", type=Path, help="folder of the data sets, for the scenes")
     parser.add_argument("--scenes", type=int, default=12)
-    parser.add_argument("--long-side", type=int)
+    parser.add_argument("--long-side", type=int, help="of the network input, px; the model's own by default")
     parser.add_argument("--save", action="store_true", help="keep the figures in benchmarks/results")
     options = parser.parse_args()
     model = open_model(Settings(source="0", engine="onnx", device="cpu", threads=1, long_side=options.long_side))
-    rows = [of_video(path, model, options.frames) for path in options.videos]
+    rows = [of_video(path, model, options.frames, options.long_side) for path in options.videos]
     if options.data is not None:
-        rows.append(of_scenes(tripod_scenes(options.data, options.scenes), model, options.frames))
+        rows.append(of_scenes(tripod_scenes(options.data, options.scenes), model, options.frames, options.long_side))
     table = Table(title="--skip-still")
     headings = ("", "frames", "looked at", "processor ms, whole", "in parts", "people", "found", "mean IoU", "added")
     for heading in headings:

@@ -26,19 +26,21 @@ def test_pipeline_benchmark(tmp_path, monkeypatch, capsys) -> None:
     clip = tmp_path / "clip.mp4"
     write_video(clip, 12)
     arguments = [str(clip), "--model", str(model), "--repeat", "2", "--long-side", "64", "128", "--threads", "1"]
+    arguments += ["--skip-still", "--max-frames", "10"]
     monkeypatch.setattr(sys, "argv", ["bench_pipeline", *arguments])
     bench_pipeline.main()
     document = last_json(capsys.readouterr().out)
     totals = [row for row in document["rows"] if row["name"] == "whole run, per frame"]
-    assert [row["settings"]["long_side"] for row in totals] == [64, 128]
+    assert [row["settings"]["long_side"] for row in totals] == [64, 128, "model"]
+    assert [row["settings"].get("skip_still", False) for row in totals] == [False, False, True]
     for row in totals:
         assert row["settings"]["people"] == pytest.approx(1.0)
         assert row["settings"]["fps"] > 0
         assert row["timings"]["pose2seg"]["samples"] == 2
-        assert row["timings"]["copy only"]["samples"] == 24
+        assert row["timings"]["copy only"]["samples"] == 20
     stages = [row["name"].strip() for row in document["rows"] if row["name"].startswith("  ")]
-    assert stages[: len(stages) // 2] == ["decode", "keypoints", "affine", "segment", "compose", "write"]
-    assert all(row["timings"]["service"]["samples"] == 12 for row in document["rows"] if "service" in row["timings"])
+    assert stages[: len(stages) // 3] == ["decode", "keypoints", "affine", "segment", "compose", "write"]
+    assert all(row["timings"]["service"]["samples"] == 10 for row in document["rows"] if "service" in row["timings"])
 
 
 def test_accuracy_benchmark(tmp_path, monkeypatch, capsys) -> None:
