@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 import pose2seg
+from benchmarks.measure import environment
 from pipeline.layers.alpha import AlphaMaker
 from pipeline.layers.covered_frames import CoveredFrame, CoveredFrames
 from pipeline.layers.options import ChosenPeople
@@ -166,11 +167,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f" {row['tracks_uncovered']:7} {row['frame_share_covered']:14.3f} {row['ms_per_frame']:11.2f}"
         )
     document = {
-        "command": f"python -m benchmarks.uncovered_people {' '.join(Path(clip).name for clip in options.clips)}",
+        "schema": 1,
+        "suite": "uncovered",
+        "environment": environment(),
         "reference": {"long_side": options.reference_side, "person_threshold": options.reference_threshold},
         "min_frames": MIN_FRAMES,
         "enough": ENOUGH,
-        "load_average_1min": round(load, 2),
+        "load_average_1min": {"before": round(load, 2), "after": round(os.getloadavg()[0], 2)},
         "rows": rows,
     }
     if options.save:
