@@ -23,8 +23,6 @@ LIVE_SERVERS_WORK := /usr/bin/python3 -c "import gi; gi.require_version('GstRtsp
 	&& PATH=$$PATH:/usr/sbin && command -v mosquitto nginx ffmpeg && ls /usr/lib/nginx/modules/ngx_rtmp_module.so
 
 CHROMIUM_PACKAGES := chromium fonts-dejavu-core
-# Installed without what it asks for: its av is older than ours (pyproject.toml, extra `serve`).
-WITHOUT_DEPENDENCIES := aiortc
 
 export VIDEO
 
@@ -80,8 +78,6 @@ $(TEST_VENV)/installed: EXTRAS := train,demo,window,serve,dev
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $*
 	$*/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable ".[$(EXTRAS)]"
-	$(if $(filter $(TEST_VENV),$*),$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
-		--constraint $(CONSTRAINTS) $(WITHOUT_DEPENDENCIES))
 	@touch $@
 
 clean:

@@ -335,7 +335,9 @@ def _shared_sinks(settings: LiveSettings, extra: Sequence[LiveSink]) -> list[Sin
 
 def _draws(settings: LiveSettings, outputs: Outputs) -> bool:
     """Whether some output of the run shows people drawn."""
-    return outputs.want_pictures or (settings.output_dir is not None and settings.record == "drawn")
+    # Viewers of the page get people drawn by the page itself, while they look; a layer in place of that is made here.
+    page = settings.serve is not None and settings.draw != "people"
+    return page or outputs.want_pictures or (settings.output_dir is not None and settings.record == "drawn")
 
 
 def _decoder(settings: LiveSettings, decoder: HardwareDecoder | None, device: str) -> HardwareDecoder | None:

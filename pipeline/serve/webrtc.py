@@ -1,7 +1,6 @@
 """Pictures to a browser by WebRTC (aiortc): a connection per viewer, a track per stream, each encoded for this viewer.
 
-aiortc is asked for when it is needed: where it is missing the page takes MJPEG. Its own requirement of PyAV lies below
-ours, so it is installed beside (docs/operations.md); what of it is used here is tested with our PyAV.
+aiortc is asked for when it is needed: where it is missing or does not load, the page takes MJPEG.
 
 An offer comes from outside. Of its addresses only the ports are taken, and put behind the address that the request
 itself came from: nobody can make this process send packets to a third machine.
@@ -32,7 +31,7 @@ MAX_CANDIDATES: Final = 16
 CLOCK_HZ: Final = 90_000
 BITRATE: Final = 1_500_000  # of one stream at the start; then what the browser says it can take, up to ...
 MAX_BITRATE: Final = 6_000_000
-INSTALL: Final = "pip install --no-deps aiortc"
+INSTALL: Final = "pip install 'pose2seg-live[serve]'"
 _CANDIDATE: Final = re.compile(
     r"a=candidate:(?P<foundation>[A-Za-z0-9+/]{1,32}) (?P<component>1) (?P<protocol>udp|UDP) (?P<priority>\d{1,10}) "
     r"(?P<host>[A-Za-z0-9.:-]{1,255}) (?P<port>\d{1,5}) typ host\b"

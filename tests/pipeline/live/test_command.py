@@ -4,8 +4,10 @@ import contextlib
 import http.server
 import resource
 import struct
+import sys
 import threading
 from dataclasses import fields
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -16,7 +18,7 @@ from pipeline.command_line import parser_of
 from pipeline.errors import SettingsError, SourceError
 from pipeline.live import address as live_address
 from pipeline.live.address import AllowedUrls, parse_address
-from pipeline.live.command import live_table, parse_live_settings, sink_line, stats_line
+from pipeline.live.command import _start_page, live_table, parse_live_settings, sink_line, stats_line
 from pipeline.live.input import InputOptions, opener_of, redirect_of
 from pipeline.live.outputs import SinkReport
 from pipeline.live.run import SourceSnapshot
@@ -190,3 +192,15 @@ def test_a_jpeg_that_claims_to_be_huge_takes_no_memory() -> None:
         server.server_close()
     grown_mb = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb) / 1e3
     assert grown_mb < 200
+
+
+def test_the_page_says_which_extra_it_needs(monkeypatch) -> None:
+    closed = []
+    run = SimpleNamespace(close=lambda: closed.append(True))
+    for name in [name for name in sys.modules if name.startswith("pipeline.serve.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    with pytest.raises(SettingsError, match=r"--serve needs aiohttp: pip install 'pose2seg-live\[serve\]'"):
+        _start_page(run, parse_live_settings(["0", "--serve"]), Console())
+    assert closed == [True]
+    assert _start_page(run, parse_live_settings(["0"]), Console()) is None

@@ -14,7 +14,7 @@ from pipeline.serve.openapi import ROUTES
 from pipeline.serve.server import PageOptions
 from tests.pipeline.serve.held_run import TOKEN
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(300)
 CLOSED = [route for route in ROUTES if not route.is_open]
 
 

@@ -22,8 +22,8 @@ from pipeline.serve.openapi import ROUTES
 from tests.pipeline.serve.held_run import TOKEN, Held, result_of
 
 REQUESTS = int(os.environ.get("FUZZ_REQUESTS", "800"))
-ANSWER_S = 20.0
-pytestmark = pytest.mark.timeout(7200 if REQUESTS > 10_000 else 240)
+ANSWER_S = 120.0
+pytestmark = pytest.mark.timeout(7200 if REQUESTS > 10_000 else 600)
 OFFER = (
     "v=0\r\no=- 1 2 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\na=group:BUNDLE 0\r\n"
     "m=video 9 UDP/TLS/RTP/SAVPF 96\r\nc=IN IP4 0.0.0.0\r\na=ice-ufrag:abcd\r\na=ice-pwd:abcdefghijklmnopqrstuvwx\r\n"
@@ -276,6 +276,8 @@ def test_hostile_requests(held, caplog) -> None:
         got = exchange(one.port, request)
         slowest = max(slowest, time.monotonic() - began)
         sent += 1
+        if sent % 5000 == 0:
+            print(f"{sent} requests", flush=True)
         status = got[9:12].decode("latin1") if got else "hung up"
         statuses[status] = statuses.get(status, 0) + 1
         assert not got or re.match(rb"HTTP/\d\.\d (1|2|4|501|503|505)", got), got[:300]
