@@ -20,6 +20,7 @@ import argparse
 import contextlib
 import json
 import platform
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as RichTable
 
 from kernels.coordinates import F64
@@ -53,18 +55,34 @@ SCENES = 60  # composed scenes of each set of a table on a budget
 MIXES = {"general": (1.0, 0.0, 0.0), "crowded": (0.0, 1.0, 1.0)}
 
 
+def composed_sets(setup: Setup, options: Options) -> list[str]:
+    """Names of the test sets that are made here, not given."""
+    folder = options.folder / "scenes"
+    return [name for name in MIXES if setup.tests[name].annotations.is_relative_to(folder)] if setup.budget else []
+
+
 def compose_test_scenes(setup: Setup, options: Options, scenes: int, seed: int) -> None:
     """Make the composed sets of a budget where they are not there; whole or not at all.
 
+    Nobody is in them whom a run with this recipe learns from.
+
     Raises:
-        DataError: the recipe's data are not there.
+        DataError: the recipe's data are not there, it holds nobody back, or the folder has other scenes than these.
     """
     from training.compose_benchmark import HeldBackPeople, compose
 
     folder = options.folder / "scenes"
-    absent = [
-        name for name in MIXES if setup.tests[name].annotations.is_relative_to(folder) and not (folder / name).exists()
-    ]
+    absent = []
+    for name in composed_sets(setup, options):
+        if not (folder / name).exists():
+            absent.append(name)
+            continue
+        made = json.loads((folder / name / "benchmark.json").read_text())
+        if (made["scenes"], made["seed"]) != (scenes, seed):
+            raise DataError(
+                f"{folder / name} holds {made['scenes']} scenes of seed {made['seed']}, wanted are {scenes} of seed "
+                f"{seed}: give those --scenes and --scene-seed, or another --output"
+            )
     if not absent:
         return
     settings = run_settings(setup.runs["affine_skeleton"], options)
@@ -72,7 +90,9 @@ def compose_test_scenes(setup: Setup, options: Options, scenes: int, seed: int) 
     if missing:
         raise DataError("; ".join(missing))
     folder.mkdir(parents=True, exist_ok=True)
-    people = HeldBackPeople(settings, [])
+    for left in folder.glob("*.partial-*"):  # of a command that was killed here; the lock says it is gone
+        shutil.rmtree(left, ignore_errors=True)
+    people = HeldBackPeople(settings, [settings])
     for name in absent:
         compose(people, folder / name, seed=seed, scenes=scenes, mix=MIXES[name])
 
@@ -156,7 +176,8 @@ def reproduce(table: Table, setup: Setup, bench: Bench) -> Result:
         DataError, CheckpointError: before anything is trained, what is missing or does not fit.
     """
     bench.require_data(table)
-    lines, notes, networks, evaluations = [], [], {}, []
+    lines, networks, evaluations = [], {}, []
+    lacking: dict[str, list[str]] = {}  # reason -> rows
     _measure_by_network(table, bench)
     for row in table.rows:
         ours: list[float | None] = []
@@ -166,7 +187,7 @@ def reproduce(table: Table, setup: Setup, bench: Bench) -> Result:
                 try:
                     figures = bench.figures(cell)
                 except NotMeasured as reason:
-                    notes.append(f"Not measured: {row.label}: {reason}.")
+                    lacking.setdefault(str(reason), []).append(row.label)
                 else:
                     value = figures["mask"][cell.figure]
                     networks.setdefault(cell.run, bench.provenance(cell.run))
@@ -189,9 +210,15 @@ def reproduce(table: Table, setup: Setup, bench: Bench) -> Result:
         source=table.source,
         columns=table.columns,
         lines=tuple(lines),
-        notes=(*table.notes, *dict.fromkeys(notes)),
+        notes=(*table.notes, *(_not_measured(labels, reason) for reason, labels in lacking.items())),
         details=details,
     )
+
+
+def _not_measured(labels: Sequence[str], reason: str) -> str:
+    rows = list(dict.fromkeys(labels))
+    shown = rows[0] if len(rows) == 1 else f"{rows[0]} and {len(rows) - 1} more rows"
+    return f"Not measured: {shown}: {reason}."
 
 
 def _measure_by_network(table: Table, bench: Bench) -> None:
@@ -210,11 +237,13 @@ def planned(table: Table, setup: Setup, bench: Bench, time_steps: int) -> tuple[
     for heading in ("network", "state", "steps to train", "time on this machine"):
         listed.add_column(heading)
     cells = table.cells()
-    problems = missing_test_data([setup.tests[name] for name in dict.fromkeys(cell.test for cell in cells)], setup)
+    ours = composed_sets(setup, bench.options)
+    tests = [setup.tests[name] for name in dict.fromkeys(cell.test for cell in cells) if name not in ours]
+    problems = missing_test_data(tests, setup)
     for name in dict.fromkeys(cell.run for cell in cells):
         settings = run_settings(setup.runs[name], bench.options)
         if name in bench.options.weights:
-            listed.add_row(name, f"given: {bench.options.weights[name]}", "0", "-")
+            listed.add_row(name, escape(f"given: {bench.options.weights[name]}"), "0", "-")
             continue
         problems += missing_training_data(settings, setup)
         newest = latest_checkpoint(settings.output)
@@ -224,7 +253,7 @@ def planned(table: Table, setup: Setup, bench: Bench, time_steps: int) -> tuple[
         listed.add_row(name, state, f"{left:,}", _duration(settings, left, done, time_steps, seconds_per_step))
     sets = {(cell.run, cell.test, cell.poses, cell.changes) for cell in cells}
     reasons = dict.fromkeys(reason for cell in cells if (reason := bench.reason_against(cell)) is not None)
-    listed.caption = "\n".join([f"{len(sets)} evaluations", *(f"not measured: {reason}" for reason in reasons)])
+    listed.caption = escape("\n".join([f"{len(sets)} evaluations", *(f"not measured: {reason}" for reason in reasons)]))
     return listed, list(dict.fromkeys(problems))
 
 
@@ -242,7 +271,7 @@ def _duration(settings: TrainSettings, left: int, done: int, time_steps: int, me
     try:
         return f"{_hours(left * measure(settings, time_steps))} ({time_steps} steps timed)"
     except ImportError as error:
-        return f"not timed: {error}"
+        return escape(f"not timed: {error}")
 
 
 def _hours(seconds: float) -> str:
@@ -379,8 +408,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
         listed, problems = planned(make_table(options.table, setup), setup, bench, options.time_steps)
         console.print(listed)
         for problem in problems:
-            if not (options.budget and "scenes" in problem and str(options.output) in problem):
-                console.print(f"missing: {problem}", soft_wrap=True)
+            console.print(f"missing: {problem}", soft_wrap=True, markup=False)
         return 0
     with locked(options.output):
         if options.budget:

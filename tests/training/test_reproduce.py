@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from tests.training.drawn_people import (
     COLOURS,
@@ -33,7 +35,7 @@ from training import evaluate
 from training.reproduce import data_set_figures, main
 from training.tables import published
 from training.tables.cells import Remembered
-from training.tables.layout import Line, Result, document, figure, from_document, markdown
+from training.tables.layout import Line, Result, document, figure, from_document, markdown, terminal
 from training.tables.plan import budget_setup, full_setup, make_table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -369,6 +371,13 @@ def test_scenes_of_a_budget_are_composed_once(tmp_path: Path, capsys: Any) -> No
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/scenes").rglob("*.png")}
     assert main(["table1", "--budget", *flags, "--scenes", "2"]) == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before
+    capsys.readouterr()
+    said = error_of(["table1", "--budget", *flags, "--scenes", "3"], capsys)
+    assert "holds 2 scenes of seed 0, wanted are 3 of seed 0" in said
+    recipe["sources"][0]["hold_back_tenth"] = False  # a run with it learns from everybody: nobody is left to test on
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    flags[flags.index("--output") + 1] = str(tmp_path / "other")
+    assert "nobody is left to compose scenes of" in error_of(["table1", "--budget", *flags, "--scenes", "2"], capsys)
 
 
 @pytest.mark.slow
@@ -541,6 +550,17 @@ def test_printed_figures_are_complete() -> None:
 def test_figures_are_written_as_in_papers(value: float | None, plain: str, signed: str) -> None:
     assert figure(value) == plain
     assert figure(value, sign=True) == signed
+
+
+def test_brackets_are_printed_as_they_are() -> None:
+    line = Line(label="row [a]", published=(0.5,), ours=(None,))
+    result = Result(
+        name="t", title="T [b]", source="S [c]", columns=("C [d]",), lines=(line,), notes=("pip install 'x[train]'",)
+    )
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(terminal(result))
+    printed = console.export_text()
+    assert all(text in printed for text in ("row [a]", "T [b]", "S [c]", "C [d]", "'x[train]'"))
 
 
 CELLS = st.one_of(st.none(), st.floats(0, 1).map(lambda v: round(v, 4)))

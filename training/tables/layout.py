@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table as RichTable
 
 SCHEMA = 1
@@ -59,13 +60,13 @@ def cell_texts(line: Line) -> list[tuple[str, str, str]]:
 
 
 def terminal(result: Result) -> RichTable:
-    """For people at a terminal."""
-    table = RichTable(title=result.title, caption="\n".join(result.notes), caption_justify="left")
-    table.add_column(result.source)
+    """For people at a terminal. Brackets stay what they are."""
+    table = RichTable(title=escape(result.title), caption=escape("\n".join(result.notes)), caption_justify="left")
+    table.add_column(escape(result.source))
     for column in result.columns:
-        table.add_column(f"{column}\npaper / ours / diff", justify="right")
+        table.add_column(f"{escape(column)}\npaper / ours / diff", justify="right")
     for line in result.lines:
-        table.add_row(line.label, *(" / ".join(texts) for texts in cell_texts(line)))
+        table.add_row(escape(line.label), *(" / ".join(texts) for texts in cell_texts(line)))
     return table
 
 
