@@ -135,7 +135,7 @@ def test_a_server_that_is_killed_three_times(camera, kind) -> None:
             server.start()
             watched.more(count=5)
     report = watched.report().source
-    assert report.connects == 4
+    assert report.connects == 4 + report.reconnects.get("stalled", 0)  # a busy machine may make a camera late
     assert sum(report.reconnects.values()) >= 3
     assert watched.numbers[0] == sorted(set(watched.numbers[0]))
     times = [result.frame.pts for result in watched.results[0]]
