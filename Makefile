@@ -20,7 +20,7 @@ CHAOS_ARGS ?=
 LIVE_SERVER_PACKAGES := gir1.2-gst-rtsp-server-1.0 python3-gi gstreamer1.0-plugins-good mosquitto nginx-light \
 	libnginx-mod-rtmp libfaketime ffmpeg
 LIVE_SERVERS_WORK := /usr/bin/python3 -c "import gi; gi.require_version('GstRtspServer', '1.0')" \
-	&& PATH=$$PATH:/usr/sbin && command -v mosquitto nginx ffmpeg && ls /usr/lib/nginx/modules/ngx_rtmp_module.so
+	&& PATH=$$PATH:/usr/sbin && command -v mosquitto && command -v nginx && command -v ffmpeg && ls /usr/lib/nginx/modules/ngx_rtmp_module.so
 
 CHROMIUM_PACKAGES := chromium fonts-dejavu-core
 

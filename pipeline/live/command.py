@@ -36,6 +36,8 @@ EPILOG: Final = (
     "           pose2seg live 0 --json - | your-program\n"
     "           pose2seg live cameras.streams --allow-url 'rtsp://10.0.0.*'\n"
     "           pose2seg live clip.mp4 --realtime\n"
+    "           pose2seg live rtsp://camera/1 --push rtmp://server/live/KEY --publish mqtt://broker/site/7\n"
+    "           pose2seg live 0 --zone 'door:0.1,0.4 0.4,0.4 0.4,1 0.1,1' --webhook https://example.org/hook\n"
     "           pose2seg live 0 --serve          the web page on http://127.0.0.1:8080\n"
     "exit codes: 0 finished or asked to stop, 2 settings, 3 source, 4 model, 5 output, 1 a bug"
 )
