@@ -35,7 +35,8 @@ def open_window(title: str) -> ResultWindow | None:
     try:
         return ResultWindow(title)
     except NoDisplay as error:
-        log.warning("no window: %s; the run goes on without it", error)
+        said = str(error).partition(": use")[0]  # that advice is for runs of a file
+        log.warning("no window: %s; the run goes on without it", said)
         return None
 
 

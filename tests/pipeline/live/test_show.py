@@ -26,7 +26,7 @@ def test_without_a_display_the_run_goes_on_with_one_line(monkeypatch, tmp_path, 
     assert main([str(clip), "--show", "--json", "-", "--model", str(model)]) == 0
     said = [record.getMessage() for record in caplog.records if "window" in record.getMessage()]
     assert len(said) == 1
-    assert "needs a display" in said[0] and "goes on" in said[0]
+    assert "needs a display" in said[0] and "goes on" in said[0] and "--output" not in said[0]
 
 
 def test_every_source_is_shown_and_closing_the_window_stops_the_run(monkeypatch) -> None:
