@@ -136,7 +136,8 @@ class PageServer:
         app = web.Application(middlewares=[errors_as_json, gate.middleware], client_max_size=MAX_BODY)
         app.on_response_prepare.append(add_headers)
         for route in ROUTES:
-            app.router.add_route(route.method, route.path, getattr(routes, route.name))
+            app.router.add_route(route.method, route.path, getattr(routes, route.name), expect_handler=_on_expect)
+        app.router.add_route("*", "/{rest:.*}", _no_such_route, expect_handler=_on_expect)
         runner = web.AppRunner(
             app,
             access_log=None,
@@ -162,6 +163,27 @@ class PageServer:
                 async with asyncio.timeout(2.0):
                     await runner.cleanup()
             executor.shutdown(wait=False, cancel_futures=True)
+
+
+async def _on_expect(request: web.Request) -> None:
+    """``Expect``: the library's own answer repeats the header, and fails where that is no text."""
+    if request.headers.get("Expect", "").lower() != "100-continue":
+        raise web.HTTPExpectationFailed(text="expected no other Expect than 100-continue")
+    if request.transport is not None:
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+async def _no_such_route(request: web.Request) -> web.StreamResponse:
+    """What no route takes, the last one: 405 where another method would be taken, else 404."""
+    allowed: set[str] = set()
+    own = request.match_info.route.resource
+    for resource in request.app.router.resources():
+        if resource is not own:
+            _, methods = await resource.resolve(request)
+            allowed |= methods
+    if allowed:
+        raise web.HTTPMethodNotAllowed(request.method, sorted(allowed), text="no such method here")
+    raise web.HTTPNotFound(text="no such address; /api describes all there are")
 
 
 def _quiet() -> logging.Logger:

@@ -7,6 +7,7 @@ import re
 import socket
 import threading
 import time
+from pathlib import Path
 
 import cv2
 import jsonschema
@@ -168,6 +169,44 @@ def test_methods_that_there_are_not(serve) -> None:
     assert answer.status == 405
     assert answer.headers["Allow"] == "GET"
     assert answer.error
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/nothing"])
+def test_expectations(serve, path) -> None:
+    """Found by fuzzing: an Expect that is no text was answered with 500."""
+    held = serve()
+    for value, status in ((b"\xed\xb3\xbf", b"417"), (b"x", b"417"), (b"100-continue", b"100")):
+        with socket.create_connection(("127.0.0.1", held.port), timeout=120) as connection:
+            host = f"127.0.0.1:{held.port}".encode()
+            connection.sendall(b"GET %s HTTP/1.1\r\nHost: %s\r\nExpect: %s\r\n\r\n" % (path.encode(), host, value))
+            assert connection.recv(1000)[9:12] == status
+
+
+def test_handles_and_threads_stay_flat(serve) -> None:
+    held = serve(streams=1)
+    held.feed(lambda index: result_of(index, LEFT))
+    client = held.client().with_csrf()
+
+    def visit() -> None:
+        viewer = client("POST", "/api/viewers").json["viewer"]
+        with open_pictures(held, f"/api/viewers/{viewer}/pictures") as connection:
+            read_pictures(connection, 1)
+            client("PATCH", f"/api/viewers/{viewer}/streams/0", {"background": "dim"})
+            read_pictures(connection, 1)
+        client("GET", f"/api/streams/0/snapshot.png?viewer={viewer}")
+        assert client("DELETE", f"/api/viewers/{viewer}").status == 204
+
+    def used() -> tuple[int, int]:
+        return len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
+
+    for _ in range(3):
+        visit()
+    wait_for(lambda: held.run.watched == 0, "nobody watches")
+    handles, threads = used()
+    for _ in range(12):
+        visit()
+    wait_for(lambda: held.run.watched == 0, "nobody watches")
+    wait_for(lambda: used()[0] <= handles + 2 and used()[1] <= threads + 2, f"as many as before: {handles}, {threads}")
 
 
 def test_pictures_as_mjpeg(serve) -> None:
