@@ -95,6 +95,30 @@ def write_video(
     return path
 
 
+def write_everything(path: Path, *, seconds: int) -> Path:
+    """Sound, uneven times, a rotation mark, reordered frames, open groups: an mp4 of 10 numbered frames a second."""
+    options = {"preset": "ultrafast", "crf": "20", "x264-params": "open-gop=1:bframes=3:keyint=50"}
+    uneven = np.random.default_rng(4).integers(-40, 40, seconds * 10)
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=10, options=options)
+        video.height, video.width, video.pix_fmt = 96, 128, "yuv420p"
+        video.codec_context.time_base = Fraction(1, 1000)
+        video.codec_context.max_b_frames = 3
+        video.set_display_rotation(180)
+        sound = container.add_stream("aac", rate=16000, layout="mono")
+        silence = np.zeros((1, 1600), np.int16)
+        for number in range(seconds * 10):
+            frame = av.VideoFrame.from_ndarray(numbered_picture(number), format="rgb24").reformat(format="yuv420p")
+            frame.pts, frame.time_base = 100 * number + int(uneven[number]) + 40, Fraction(1, 1000)
+            container.mux(video.encode(frame))
+            block = av.AudioFrame.from_ndarray(silence, format="s16", layout="mono")
+            block.sample_rate, block.pts, block.time_base = 16000, 1600 * number, Fraction(1, 16000)
+            container.mux(sound.encode(block))
+        container.mux(video.encode(None))
+        container.mux(sound.encode(None))
+    return path
+
+
 def read_video(path: Path) -> tuple[list[NDArray[np.uint8]], list[float]]:
     """All frames as RGB, and their times in s."""
     with av.open(str(path)) as container:

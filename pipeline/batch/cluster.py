@@ -34,7 +34,6 @@ log = logging.getLogger(__name__)
 
 CONNECT_S: Final = 10.0
 _LISTEN_S: Final = 2.0  # an actor answers at least so often
-_END_S: Final = 30.0
 _ADDRESS: Final = re.compile(
     r"(?P<host>[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:]+\]):(?P<port>\d{1,5})"
 )
@@ -265,14 +264,12 @@ class RayLink:
     actor: Any
     waiting: Any  # reference of the `listen` that is under way
     node: str = "a node"
-    killed: bool = False
 
     def send(self, *message: Any) -> None:
         with contextlib.suppress(Exception):  # it is dead: `RayCrew.listen` hears of it
             self.actor.tell.remote(message)
 
     def kill(self) -> None:
-        self.killed = True
         with contextlib.suppress(Exception):
             self.ray.kill(self.actor)
 
@@ -338,12 +335,7 @@ class RayCrew:
                 yield from self._said(link, message)
 
     def end(self) -> None:
-        for link in self._links:
-            link.send("end")
-        waiting = [link for link in self._links if not link.killed]
-        for link in waiting:
-            with contextlib.suppress(Exception):
-                self._ray.get(link.waiting, timeout=_END_S)
+        # Who has nothing in work has nothing to lose, and who has was killed by the batch: nobody is waited for.
         for link in self._links:
             link.kill()
         self._links.clear()

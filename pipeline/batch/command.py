@@ -96,6 +96,7 @@ def main(arguments: Sequence[str]) -> int:
             there = f"{found.cores} cores, {found.memory_bytes / 1e9:.1f} GB free"
         else:
             workers, there = _places(cluster, settings, threads, gpu=gpu)
+            workers = min(workers, len(inputs)) if split == "never" else workers
             crew = cluster.crew(options, gpu=gpu)
         log.info("%d files, %d workers of %d threads (%s)", len(inputs), workers, threads, there)
         batch = Batch(job, inputs, options.file, crew=crew, workers=workers, split=split)

@@ -90,10 +90,10 @@ def end(process: subprocess.Popen) -> None:
         process.stdout.close()
 
 
-def wait_for_nobody(session: str) -> list[int]:
+def wait_for_nobody(session: str, name: str = "") -> list[int]:
     """Processes of a session that are still there after a while."""
     deadline = time.monotonic() + 60
-    while (left := processes_of(session)) and time.monotonic() < deadline:
+    while (left := processes_of(session, name)) and time.monotonic() < deadline:
         time.sleep(0.1)
     return left
 
@@ -327,4 +327,4 @@ def test_a_node_is_lost_in_the_middle(nodes, model_folder, tmp_path) -> None:  #
     }
     assert not list(out.rglob("*.new"))
     assert not (out / ".pose2seg" / "cluster").exists()
-    assert not processes_of(nodes.session, "ClusterWorker")  # the batch takes its workers with it
+    assert not wait_for_nobody(nodes.session, "ClusterWorker")  # the batch takes its workers with it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from fractions import Fraction
 from pathlib import Path
@@ -29,7 +30,7 @@ from pipeline.batch.state import JobFolder
 from pipeline.build import Model, open_model
 from pipeline.errors import SourceError
 from pipeline.settings import Settings
-from tests.clips import numbered_picture, read_video, write_video
+from tests.clips import numbered_picture, read_video, write_everything, write_video
 from tests.magenta_model import write_magenta_model
 
 pytestmark = pytest.mark.timeout(280)
@@ -130,6 +131,26 @@ def one_pass(clips, model, tmp_path_factory) -> dict[str, dict[str, object]]:
         assert job.go_on()
         found[name] = job.outputs()
     return found
+
+
+def test_everything_at_once(model, tmp_path) -> None:
+    """Sound, uneven times, a rotation mark, reordered frames and open groups; detections come last segment first.
+
+    FULL_LENGTH=1 makes it ten minutes; twelve seconds are enough to meet every kind of border.
+    """
+    full = os.environ.get("FULL_LENGTH") == "1"
+    source = write_everything(tmp_path / "in.mp4", seconds=600 if full else 12)
+    whole = Job(source, tmp_path / "whole", model, 1e4)
+    assert whole.go_on()
+    split = Job(source, tmp_path / "split", model, 30.0 if full else 2.0)
+    borders = split.scout()
+    assert len(borders) >= (15 if full else 3)
+    for number, start in reversed(borders):
+        split.detect(number, start)
+    assert split.go_on()
+    assert split.outputs() == whole.outputs()
+    with av.open(str(split.item.output(split.job.out, "video"))) as container:
+        assert [stream.type for stream in container.streams] == ["video", "audio"]
 
 
 @settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -19,7 +19,7 @@ from pipeline.batch.video import Position, SegmentedVideo
 from pipeline.build import Model, open_model
 from pipeline.errors import SourceError
 from pipeline.settings import Settings
-from tests.clips import number_of, numbered_picture, read_video, write_video
+from tests.clips import number_of, numbered_picture, read_video, write_everything, write_video
 from tests.magenta_model import write_magenta_model
 
 pytestmark = pytest.mark.timeout(200)
@@ -255,34 +255,11 @@ def test_sound_that_cannot_be_copied_does_not_cost_the_video(tmp_path, model, mo
 @pytest.mark.timeout(900)
 def test_ten_minutes_of_everything_at_once(tmp_path, model) -> None:
     """Sound, uneven times, a rotation mark, reordered frames and open groups, interrupted five times."""
-    source = write_long(tmp_path / "long.mp4", seconds=600)
+    source = write_everything(tmp_path / "long.mp4", seconds=600)
     whole = results(source, tmp_path / "whole", model, 1e4)
     split = results(source, tmp_path / "split", model, 30.0, stops=(700, 1500, 400, 2000, 1))
     assert split == whole
     assert len(whole["frames"]) == 6000
-
-
-def write_long(path: Path, *, seconds: int) -> Path:
-    options = {"preset": "ultrafast", "crf": "20", "x264-params": "open-gop=1:bframes=3:keyint=50"}
-    uneven = np.random.default_rng(4).integers(-40, 40, seconds * 10)
-    with av.open(str(path), "w") as container:
-        video = container.add_stream("libx264", rate=10, options=options)
-        video.height, video.width, video.pix_fmt = 96, 128, "yuv420p"
-        video.codec_context.time_base = Fraction(1, 1000)
-        video.codec_context.max_b_frames = 3
-        video.set_display_rotation(180)
-        sound = container.add_stream("aac", rate=16000, layout="mono")
-        silence = np.zeros((1, 1600), np.int16)
-        for number in range(seconds * 10):
-            frame = av.VideoFrame.from_ndarray(numbered_picture(number), format="rgb24").reformat(format="yuv420p")
-            frame.pts, frame.time_base = 100 * number + int(uneven[number]) + 40, Fraction(1, 1000)
-            container.mux(video.encode(frame))
-            block = av.AudioFrame.from_ndarray(silence, format="s16", layout="mono")
-            block.sample_rate, block.pts, block.time_base = 16000, 1600 * number, Fraction(1, 16000)
-            container.mux(sound.encode(block))
-        container.mux(video.encode(None))
-        container.mux(sound.encode(None))
-    return path
 
 
 def test_rotation_and_colour_range(tmp_path, model) -> None:
