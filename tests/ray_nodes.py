@@ -10,20 +10,20 @@ import os
 import sys
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-os.environ["RAY_raylet_start_wait_time_s"] = "180"  # noqa: SIM112  Ray's own spelling; a loaded machine
+# a loaded machine; Ray's own spelling
+os.environ["RAY_raylet_start_wait_time_s"] = "60"  # noqa: SIM112
+os.environ["RAY_enable_worker_prestart"] = "0"  # noqa: SIM112
 
 from ray.cluster_utils import Cluster
 
 STORE_BYTES = 80 * 2**20
+NODE = {"num_cpus": 1, "object_store_memory": STORE_BYTES, "include_log_monitor": False}
 
 
 def main() -> None:
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 1, "include_dashboard": False, "object_store_memory": STORE_BYTES},
-    )
+    cluster = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
     try:
-        second = cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
+        second = cluster.add_node(**NODE)
         print(f"address {cluster.address} {cluster.head_node.get_session_dir_path()}", flush=True)
         for line in sys.stdin:
             if line.strip() == "end":

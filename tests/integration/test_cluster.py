@@ -50,7 +50,7 @@ class Nodes:
 def nodes(tmp_path_factory) -> Iterator[Nodes]:
     said = tmp_path_factory.mktemp("ray") / "stderr"
     with said.open("w") as errors:
-        for _ in range(3):  # Ray gives up after 30 s of a machine that is busy with something else
+        for _ in range(5):  # Ray gives up soon where a machine is busy with something else
             found = started(errors)
             if found is not None:
                 break
