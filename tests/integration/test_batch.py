@@ -421,6 +421,22 @@ def test_workers_that_share_files_give_the_same(clips, expected, model_folder, t
     assert outputs(tmp_path / "other") == expected
 
 
+def test_layers_and_tables_of_a_shared_file(model_folder, tmp_path) -> None:
+    """What remembers longest: the background behind people, covers, the map of presence."""
+    video = write_video(tmp_path / "in.mp4", 120)
+    found = {}
+    for split in ("never", "always"):
+        out = tmp_path / split
+        arguments = command(video, out, model_folder, "--workers", "2", "--threads", "1", "--split", split)
+        arguments[arguments.index(ALL)] = "json,parquet,srt"
+        arguments += ["--layer", "remove", "--layer", "blur", "--layer", "heatmap"]
+        done = subprocess.run(arguments, capture_output=True, text=True, timeout=250, check=False)
+        assert done.returncode == 0, done.stderr
+        found[split] = outputs(out)
+    assert len(found["always"]) == 6
+    assert found["always"] == found["never"]
+
+
 def test_sharing_needs_networks_that_treat_each_person_alone(clips, model_folder, tmp_path, capsys) -> None:
     arguments = [*command(clips, tmp_path / "out", model_folder)[2:], "--split", "always", "--engine", "openvino"]
     assert main(arguments) == 2
