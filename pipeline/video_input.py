@@ -31,7 +31,7 @@ _URL_PROTOCOLS = "rtsp,rtsps,rtp,rtcp,srtp,udp,tcp,tls,http,https,httpproxy,cryp
 _FILE_PROTOCOLS = "file,crypto,data"
 MAX_DECODE_THREADS = 4
 MAX_BROKEN_IN_A_ROW = 1000  # packets; a file of noise ends here instead of being searched for hours
-MAX_BROKEN_IN_A_ROW_LIVE = 50  # packets; the stream has become another one, and is to be opened again
+MAX_BROKEN_LIVE = 50  # more broken packets than good ones lately: it has become another stream; opened again
 DEVICE_FORMATS = ("v4l2",)
 _FALLBACK_FPS = Fraction(25)
 _FALLBACK_TIME_BASE = Fraction(1, 90000)
@@ -251,9 +251,10 @@ class VideoInput:
     def _decoded_frames(self, given_up: Callable[[], bool]) -> Iterator[av.VideoFrame]:
         """Frames of all packets that decode."""
         packets = self._packets()
-        decoded = broken_in_a_row = 0
-        most_broken = MAX_BROKEN_IN_A_ROW if self._live is None else MAX_BROKEN_IN_A_ROW_LIVE
-        while broken_in_a_row < most_broken:
+        decoded = broken = 0
+        live = self._live is not None
+        most_broken = MAX_BROKEN_LIVE if live else MAX_BROKEN_IN_A_ROW
+        while broken < most_broken:
             try:
                 packet = None if given_up() else next(packets, None)
                 if packet is None:
@@ -262,12 +263,13 @@ class VideoInput:
                     continue
                 self._discarded += packet.size > 0 and packet.is_discard
                 frames = packet.decode()
-                broken_in_a_row = 0
+                # A decoder of another codec makes a picture of noise now and then: live, one good packet is not enough.
+                broken = max(broken - 1, 0) if live else 0
             except av.error.EOFError:
                 break
             except av.InvalidDataError as error:
                 self.packets_broken += 1
-                broken_in_a_row += 1
+                broken += 1
                 self._trouble = _reason(error)
                 log.debug("%s: broken packet: %s", self.name, self._trouble)
                 packets = self._packets()  # a generator that raised gives nothing more
@@ -286,8 +288,8 @@ class VideoInput:
                     decoded += 1
         if given_up():
             return
-        if broken_in_a_row and self._live is not None:
-            raise SourceError(f"{self.name}: {broken_in_a_row} packets in a row cannot be decoded ({self._trouble})")
+        if live and broken >= most_broken:
+            raise SourceError(f"{self.name}: most of its packets cannot be decoded ({self._trouble})")
         try:
             yield from self._stream.decode(None)  # those that wait in the decoder when reading broke off
         except av.error.EOFError:
