@@ -213,7 +213,8 @@ def assemble_layer(
             start = segment.starts[part] * Fraction(*segment.time_base) - origin_s
         timed.append((folder / part, start))
     container_format = _FORMATS[target.suffix]
-    options = {"movflags": "faststart"} if container_format in {"mp4", "mov"} else {}
+    # bitexact: no random numbers for WebM's track and segment, so that the same frames are the same bytes
+    options = {"movflags": "faststart"} if container_format in {"mp4", "mov"} else {"fflags": "bitexact"}
     with (
         av.open("file:" + str(target), "w", format=container_format, options=options) as output,
         av.open("file:" + str(timed[0][0])) as first,

@@ -429,11 +429,11 @@ def test_layers_and_tables_of_a_shared_file(model_folder, tmp_path) -> None:
         out = tmp_path / split
         arguments = command(video, out, model_folder, "--workers", "2", "--threads", "1", "--split", split)
         arguments[arguments.index(ALL)] = "json,parquet,srt"
-        arguments += ["--layer", "remove", "--layer", "blur", "--layer", "heatmap"]
+        arguments += ["--layer", "remove", "--layer", "blur", "--layer", "heatmap", "--layer", "cutout=webm"]
         done = subprocess.run(arguments, capture_output=True, text=True, timeout=250, check=False)
         assert done.returncode == 0, done.stderr
         found[split] = outputs(out)
-    assert len(found["always"]) == 6
+    assert len(found["always"]) == 7
     assert found["always"] == found["never"]
 
 
