@@ -41,6 +41,7 @@ from engines.engine import (
     open_named,
 )
 from engines.selection import open_selected
+from engines.signatures import DEFAULT_GROUPING, GROUPINGS, KEYPOINT_COUNT, SIGNATURES, signature_of
 
 MANIFEST_NAME: Final = "model.json"
 SCHEMA: Final = "pose2seg-live/artifact"
@@ -50,7 +51,6 @@ GRAPHS: Final = ("keypoints", "segment")
 """Graphs of the family `live`, which the pipeline runs."""
 GRAPHS_OF: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType({"live": GRAPHS, "paper": ("features", "segment")})
 """Graphs of each family."""
-KEYPOINT_COUNT: Final = 17
 
 _MAX_MANIFEST_BYTES = 1 << 20  # templates and figures need a few kB
 _MAX_FILE_BYTES = (1 << 31) - 1  # protobuf, hence one ONNX file, ends at 2 GiB
@@ -59,36 +59,6 @@ _MAX_DECODE_PARAMETERS = 64
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _REDO = "export the model again with python -m training.export_onnx, or restore the folder from its source"
-
-_F32, _U8, _I32 = np.dtype(np.float32), np.dtype(np.uint8), np.dtype(np.int32)
-
-SIGNATURES: Final[Mapping[str, tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]]] = MappingProxyType(
-    {
-        "keypoints": (
-            (TensorSpec("image", _U8, ("B", "H", "W", 3)),),
-            (
-                TensorSpec("person_scores", _F32, ("B", "P")),
-                TensorSpec("person_keypoints", _F32, ("B", "P", KEYPOINT_COUNT, 3)),
-                TensorSpec("joint_candidates", _F32, ("B", KEYPOINT_COUNT, "M", 4)),
-                TensorSpec("features", _F32, ("B", "C", "h", "w")),
-            ),
-        ),
-        "features": (
-            (TensorSpec("image", _U8, ("B", "H", "W", 3)),),
-            (TensorSpec("features", _F32, ("B", "C", "h", "w")),),
-        ),
-        "segment": (
-            (
-                TensorSpec("features", _F32, ("B", "C", "h", "w")),
-                TensorSpec("feature_from_roi", _F32, ("N", 2, 3)),
-                TensorSpec("roi_image", _I32, ("N",)),
-                TensorSpec("roi_keypoints", _F32, ("N", KEYPOINT_COUNT, 3)),
-            ),
-            (TensorSpec("probabilities", _F32, ("N", "S", "S")), TensorSpec("scores", _F32, ("N",))),
-        ),
-    }
-)
-"""Graph name -> (inputs, outputs) that serving relies on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -111,6 +81,7 @@ class Artifact:
         measured: figures of this very model, for people; any JSON.
         provenance: what the weights derive from, for people; any JSON.
         features_path: the graph of the family `paper`; None in the family `live`.
+        grouping: how the keypoint graph's tensors become people, one of `GROUPINGS`; says which tensors it gives.
     """
 
     folder: Path
@@ -129,6 +100,7 @@ class Artifact:
     measured: Mapping[str, Any]
     provenance: Mapping[str, Any]
     features_path: Path | None = None
+    grouping: str = DEFAULT_GROUPING
 
     @property
     def graphs(self) -> tuple[str, ...]:
@@ -192,7 +164,8 @@ def write_artifact(folder: str | Path, manifest: Mapping[str, Any], files: Mappi
         folder: created when missing; files of other names in it stay.
         manifest: the fields of `Artifact` without the folder and the paths: family, long_side, input_multiple,
             feature_from_input, roi_size, templates, person_threshold, joint_threshold, decode, trained_on, measured,
-            provenance. Arrays may be numpy. `schema`, `version`, `pixel_convention` and `files` are filled in here.
+            provenance, and grouping where it is not the default. Arrays may be numpy. `schema`, `version`,
+            `pixel_convention` and `files` are filled in here.
         files: graph name -> its content or a file to copy; exactly those of the family, see `GRAPHS_OF`.
 
     Returns:
@@ -252,8 +225,8 @@ def open_graph(
         engine, options, announce: see `engines.engine.open_engine`.
 
     Raises:
-        ArtifactError: the family has no such graph, or a tensor is missing or has another type or rank than in
-            `SIGNATURES`.
+        ArtifactError: the family has no such graph, or a tensor is missing or has another type or rank than
+            `engines.signatures` says.
         EngineLoadError: the engine cannot load the file.
     """
     return open_graphs(artifact, (graph,), engine=engine, options=options, announce=announce)[graph]
@@ -291,7 +264,7 @@ def open_graphs(
         try:
             for graph in graphs:
                 opened[graph] = open_named(artifact.graph_path(graph), name, settled, announce=announce)
-                _check_signature(artifact.graph_path(graph), graph, opened[graph])
+                _check_signature(artifact.graph_path(graph), graph, artifact.grouping, opened[graph])
         except BaseException:
             for one in opened.values():
                 one.close()
@@ -301,8 +274,8 @@ def open_graphs(
     return open_selected(engine, options, open_all, name_of=lambda opened: next(iter(opened.values())).name)
 
 
-def _check_signature(path: Path, graph: str, opened: Engine) -> None:
-    expected_inputs, expected_outputs = SIGNATURES[graph]
+def _check_signature(path: Path, graph: str, grouping: str, opened: Engine) -> None:
+    expected_inputs, expected_outputs = signature_of(graph, grouping)
     if {spec.name for spec in opened.inputs} != {spec.name for spec in expected_inputs}:
         raise ArtifactError(_signature_message(path, "inputs", expected_inputs, opened.inputs))
     _require_specs(path, "inputs", expected_inputs, opened.inputs)
@@ -328,6 +301,7 @@ _KEYS = frozenset(
         "measured",
         "provenance",
         "files",
+        "grouping",
     }
 )
 
@@ -426,6 +400,12 @@ def _read_manifest(folder: Path, fields: _Fields) -> tuple[Artifact, dict[Path, 
     if len(decode) > _MAX_DECODE_PARAMETERS or not all(_is_finite_number(value) for value in decode.values()):
         raise fields.fail(f"'decode' to hold at most {_MAX_DECODE_PARAMETERS} finite numbers", decode)
 
+    grouping = fields.text("grouping") if "grouping" in set(fields.keys()) else DEFAULT_GROUPING
+    if grouping not in GROUPINGS:
+        raise fields.fail(f"'grouping' to be one of {list(GROUPINGS)}", grouping)
+    if family != "live" and grouping != DEFAULT_GROUPING:
+        raise fields.fail(f"no 'grouping' in the family {family!r}, which finds nobody", grouping)
+
     paths, files = _read_file_list(folder, fields, GRAPHS_OF[family])
     artifact = Artifact(
         folder=folder,
@@ -444,6 +424,7 @@ def _read_manifest(folder: Path, fields: _Fields) -> tuple[Artifact, dict[Path, 
         measured=MappingProxyType(fields.mapping("measured")),
         provenance=MappingProxyType(fields.mapping("provenance")),
         features_path=paths.get("features"),
+        grouping=grouping,
     )
     return artifact, files
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from engines.artifact import SIGNATURES
 from engines.engine import EngineLoadError, EngineOptions
 from engines.half_precision import to_half
 from engines.nvidia_driver import find_nvidia_driver
+from engines.signatures import SIGNATURES
 from engines.tensorrt_library import (
     driver_problem,
     has_aot_plugins,

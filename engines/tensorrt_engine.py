@@ -21,7 +21,6 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.artifact import SIGNATURES
 from engines.engine import (
     DEFAULT_OPTIONS,
     EngineLoadError,
@@ -33,6 +32,7 @@ from engines.engine import (
     check_feeds,
 )
 from engines.nvidia_driver import find_nvidia_driver
+from engines.signatures import KEYPOINT_OUTPUTS, SIGNATURES
 from engines.tensorrt_library import (
     driver_problem,
     is_rtx,
@@ -428,7 +428,8 @@ class TensorRTEngine:
         return engine
 
     def _read_specs(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-        known = {spec.name: spec.shape for sides in SIGNATURES.values() for side in sides for spec in side}
+        sides = [*(side for pair in SIGNATURES.values() for side in pair), *KEYPOINT_OUTPUTS.values()]
+        known = {spec.name: spec.shape for side in sides for spec in side}
         found: dict[bool, list[TensorSpec]] = {True: [], False: []}
         for index in range(self._engine.num_io_tensors):
             name = self._engine.get_tensor_name(index)

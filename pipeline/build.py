@@ -21,8 +21,9 @@ from engines import (
 )
 from engines.artifact import Artifact
 from engines.device import FRAMES_PER_CALL, Device, HostDevice, device_of
+from engines.signatures import DEFAULT_GROUPING
 from kernels.changed_blocks import BLOCK_PX
-from kernels.pose_decoding import DecodeParameters
+from kernels.groupings import PARAMETERS, GroupingParameters, grouping_parameters
 from pipeline.contact_sheet import ContactSheetSink
 from pipeline.errors import SettingsError
 from pipeline.exports.datasets import CocoFolder, CvatFolder, YoloFolder
@@ -256,6 +257,11 @@ def _feature_stride(artifact: Artifact, device: Device) -> int:
             "--skip-still works where the networks run on the CPU with the engines onnx and openvino, here they run on "
             f"{device.name}: leave it out, or choose --engine onnx"
         )
+    if artifact.grouping != DEFAULT_GROUPING:
+        raise SettingsError(
+            f"--skip-still needs a model that groups joints by {DEFAULT_GROUPING}, this one does it by "
+            f"{artifact.grouping}: leave it out"
+        )
     matrix = artifact.feature_from_input
     stride = round(1 / float(matrix[0, 0])) if matrix[0, 0] > 0 else 0
     on_grid = stride >= 1 and np.allclose(matrix[:, :2] * stride, np.eye(2), atol=1e-5)
@@ -267,23 +273,20 @@ def _feature_stride(artifact: Artifact, device: Device) -> int:
     return stride
 
 
-def decode_parameters(artifact: Artifact) -> DecodeParameters:
-    """The grouping parameters of a model; those its manifest does not name keep their defaults.
+def decode_parameters(artifact: Artifact) -> GroupingParameters:
+    """The grouping of a model and its parameters; those its manifest does not name keep their defaults.
 
     Raises:
         ArtifactError: a name that this version does not know, or a value out of range.
     """
-    known = {parameter.name for parameter in fields(DecodeParameters)}
-    unknown = sorted(set(artifact.decode) - known)
-    if unknown:
-        raise ArtifactError(
-            f"{artifact.folder}: expected decode parameters among {', '.join(sorted(known))}, got {', '.join(unknown)}"
-            ": a newer folder needs a newer pose2seg-live"
-        )
+    known = {field.name for field in fields(PARAMETERS[artifact.grouping])}
+    advice = "export the model again" if set(artifact.decode) <= known else "a newer folder needs a newer pose2seg-live"
     try:
-        return DecodeParameters(**artifact.decode)
+        return grouping_parameters(artifact.grouping, artifact.decode)
     except ValueError as error:
-        raise ArtifactError(f"{artifact.folder}: decode parameter {error}: export the model again") from error
+        raise ArtifactError(
+            f"{artifact.folder}: decode parameters of {artifact.grouping!r}: {error}: {advice}"
+        ) from error
 
 
 def make_sinks(settings: Settings, image_ids: dict[str, int] | None) -> list[Sink]:

@@ -6,21 +6,20 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from engines import Engine, EngineOutOfMemory
 from engines.device import Device
 from kernels.coordinates import F32, U8, invert, transform_points
+from kernels.groupings import READS, GroupingParameters, group_people, warm_up
 from kernels.letterbox import Letterbox, plan_letterbox
-from kernels.pose_decoding import DecodeParameters, decode_people
+from kernels.pose_decoding import DecodeParameters
 from pipeline.messages import Features, Frame, Poses
 from pipeline.still_parts import StillParts, compile_kernels
 
 log = logging.getLogger(__name__)
 
 KEPT_SHARE = 0.5  # of the person threshold: what somebody who is tracked may sink to
-CANDIDATES = ("person_scores", "person_keypoints", "joint_candidates")  # what the grouping reads, a few kB a frame
 
 
 class KeypointStage:
@@ -36,7 +35,7 @@ class KeypointStage:
         long_side: int,
         input_multiple: int,
         person_threshold: float,
-        parameters: DecodeParameters,
+        parameters: GroupingParameters,
         skip_still: int | None = None,
     ) -> None:
         """Keep what the model and the run prescribe.
@@ -48,9 +47,10 @@ class KeypointStage:
             input_multiple: both sides of the input are multiples of it.
             person_threshold: people below this score are left out here; `KEPT_SHARE` of it is enough, since those who
                 are known already may go on with less than it takes to appear.
-            parameters: of the grouping.
+            parameters: of the grouping; they say which it is.
             skip_still: look only at what changed, see `pipeline.still_parts`: stride of the features in input px, which
-                divides ``input_multiple``; None looks at every frame as a whole. For the host device only.
+                divides ``input_multiple``; None looks at every frame as a whole. For the host device and the grouping
+                `centre` only.
         """
         self._engine = engine
         self._device = device
@@ -58,9 +58,13 @@ class KeypointStage:
         self._multiple = input_multiple
         self._kept_from = KEPT_SHARE * person_threshold
         self._parameters = parameters
+        self._reads = READS[type(parameters)]
         self._plan: Letterbox | None = None
         self._limit = max(1, device.frames_per_call)
+        if skip_still is not None and not isinstance(parameters, DecodeParameters):
+            raise ValueError(f"skip_still needs the grouping centre, got {type(parameters).__name__}")
         self._stride = skip_still
+        self._max_oks = parameters.max_oks if isinstance(parameters, DecodeParameters) else 1.0
         self._still: dict[int, StillParts] = {}  # one for each stream
 
     @property
@@ -69,12 +73,7 @@ class KeypointStage:
         return self._limit
 
     def open(self) -> None:
-        decode_people(  # compiles
-            np.ones(1, np.float32),
-            np.zeros((1, 17, 3), np.float32),
-            np.zeros((17, 1, 4), np.float32),
-            parameters=self._parameters,
-        )
+        warm_up(self._parameters)
         if self._stride is not None:
             compile_kernels()
 
@@ -117,7 +116,7 @@ class KeypointStage:
         plan = self._plan_for(frames[0])
         pictures = self._device.pictures([frame.pixels for frame in frames])
         outputs = self._device.run(self._engine, {"image": self._device.network_input(pictures, plan)})
-        candidates = self._device.to_host({name: outputs[name] for name in CANDIDATES})
+        candidates = self._device.to_host({name: outputs[name] for name in self._reads})
         return [
             _in_frame(
                 frame,
@@ -135,7 +134,7 @@ class KeypointStage:
         still = self._still.get(frame.stream)
         if still is None:
             still = self._still[frame.stream] = StillParts(
-                self._look, grid=self._multiple, stride=stride, max_oks=self._parameters.max_oks
+                self._look, grid=self._multiple, stride=stride, max_oks=self._max_oks
             )
         sight = still.see(self._device.network_input([picture], plan)[0], clip=frame.clip)
         features = Features(maps=sight.features, row=0, picture=picture, renewed=sight.renewed)
@@ -147,9 +146,7 @@ class KeypointStage:
 
     def _people(self, candidates: Mapping[str, NDArray[Any]], row: int) -> tuple[F32, F32]:
         """Joints in input px, and scores."""
-        keypoints, scores = decode_people(
-            *(np.asarray(candidates[name][row], np.float32) for name in CANDIDATES), parameters=self._parameters
-        )
+        keypoints, scores = group_people({name: candidates[name][row] for name in self._reads}, self._parameters)
         wanted = scores >= self._kept_from
         return keypoints[wanted], scores[wanted]
 

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines import EngineOutOfMemory, EngineRunError, TensorSpec
-from engines.artifact import SIGNATURES, Artifact
+from engines.artifact import Artifact
+from engines.signatures import SIGNATURES
 from kernels.affine_align import affine_align
 from kernels.coordinates import half_pixel_scale, transform_points
 from kernels.pose_fit import PAPER_TEMPLATES, prepare_templates

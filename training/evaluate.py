@@ -5,7 +5,8 @@
 
 Poses come from the annotations (`gt`: what the mask part can do), from the artifact's keypoint graph (`engine`: end to
 end; a model of the family `paper` finds none) or from a file of COCO keypoint results. `--masks limbs` replaces the
-SegModule by the trivial baseline, a thick drawing of the skeleton.
+SegModule by the trivial baseline, a thick drawing of the skeleton; `--masks personlab` by PersonLab's own masks, of a
+network that has them.
 
 Protocol. Keypoint AP is COCO's: people without labelled joints are ignored. Mask AP follows COCOPersons (the paper's
 set): the true people are those with both keypoints and a mask; people without keypoints are absent, so a correct mask
@@ -29,30 +30,32 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from rich.progress import track
 
 from engines import ArtifactError, Engine, EngineError, EngineOptions, default_artifact, load_artifact, open_graph
 from kernels.coordinates import F32, F64, U8
+from kernels.groupings import GroupingParameters, group_people, grouping_parameters
 from kernels.letterbox import Letterbox, letterbox, plan_letterbox
 from kernels.mask_paste import encode_rle, paste_masks
-from kernels.pose_decoding import DecodeParameters, decode_people
+from kernels.personlab_decoding import PersonLabParameters
+from kernels.pose_decoding import DecodeParameters
 from kernels.pose_fit import whole_frame_roi
 from kernels.roi_inputs import segment_feeds
 from kernels.square_letterbox import SquareLetterbox, plan_square_letterbox, square_letterbox, whole_input_roi
+from training.average_precision import average_precision
 from training.dataset import CocoFolder, DataError, Photo, decode_mask
 from training.exclusive_masks import exclusive_masks
 from training.holdout import validation_ids
 from training.limb_masks import limb_mask
 from training.model_settings import AlignSettings
+from training.personlab_baseline import personlab_masks
 from training.settings import SCORES
 from training.windows import roi_from_people
 from training.worst_cases import worst_cases
 
-MASKS = ("engine", "exclusive", "limbs")
+MASKS = ("engine", "exclusive", "limbs", "personlab")
 EVALUATED_PERSON_SCORE = 0.02  # weaker people change AP by less than their noise, and cost time
 LONG_SIDE = 512  # px: of checkpoints, which have no manifest to say it
-MEDIUM_AREA_PX = (32**2, 96**2)  # COCO's medium people; larger ones are large
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -66,7 +69,7 @@ class Model:
     feature_from_input: F32
     roi_size: int
     joint_threshold: float
-    decode: DecodeParameters = field(default_factory=DecodeParameters)
+    decode: GroupingParameters = field(default_factory=DecodeParameters)
     align: AlignSettings = field(default_factory=AlignSettings)  # of networks that are evaluated before their export
 
 
@@ -84,8 +87,8 @@ def open_model(folder: Path, *, engine: str = "auto", threads: int | None = None
     """An artifact folder's graphs, and the long side it was measured at."""
     artifact = load_artifact(folder)
     try:
-        decode = DecodeParameters(**artifact.decode)
-    except (TypeError, ValueError) as error:
+        decode = grouping_parameters(artifact.grouping, artifact.decode)
+    except ValueError as error:
         raise ArtifactError(f"{folder}: decode parameters are not those of this version: {error}") from error
     options = EngineOptions(threads=threads)
     of_picture = artifact.graphs[0]
@@ -132,8 +135,8 @@ def picture_features(model: Model, image: U8, plan: SquareLetterbox) -> F32:
     return features
 
 
-def find_people(model: Model, image: U8, plan: Plan) -> tuple[FoundPeople, F32]:
-    """Run the keypoint graph on one picture; also returns the features for `segment_people`.
+def run_keypoints(model: Model, image: U8, plan: Plan) -> dict[str, F32]:
+    """Tensors of the keypoint graph for one picture.
 
     Raises:
         DataError: the model has none.
@@ -142,19 +145,29 @@ def find_people(model: Model, image: U8, plan: Plan) -> tuple[FoundPeople, F32]:
         raise DataError(
             "a model of the family paper finds no people: give --poses gt, or a file of COCO keypoint results"
         )
-    outputs = model.keypoints.run({"image": letterbox(image, plan)[None]})
-    keypoints, scores = decode_people(
-        outputs["person_scores"][0],
-        outputs["person_keypoints"][0],
-        outputs["joint_candidates"][0],
-        parameters=model.decode,
-    )
+    outputs: dict[str, F32] = model.keypoints.run({"image": letterbox(image, plan)[None]})
+    return outputs
+
+
+def people_in(model: Model, outputs: Mapping[str, F32], plan: Plan) -> FoundPeople:
+    """People out of what `run_keypoints` gave."""
+    keypoints, scores = group_people({name: tensor[0] for name, tensor in outputs.items()}, model.decode)
     kept = scores >= EVALUATED_PERSON_SCORE
     keypoints, scores = keypoints[kept].copy(), scores[kept]
     scale, shift = plan.input_from_frame[[0, 1], [0, 1]], plan.input_from_frame[:, 2]
     keypoints[..., :2] = (keypoints[..., :2] - shift) / scale
     visibility = np.where(keypoints[..., 2] >= model.joint_threshold, 2.0, 0.0).astype(np.float32)
-    return FoundPeople(keypoints=keypoints, visibility=visibility, scores=scores), outputs["features"]
+    return FoundPeople(keypoints=keypoints, visibility=visibility, scores=scores)
+
+
+def find_people(model: Model, image: U8, plan: Plan) -> tuple[FoundPeople, F32]:
+    """Run the keypoint graph on one picture; also returns the features for `segment_people`.
+
+    Raises:
+        DataError: the model has none.
+    """
+    outputs = run_keypoints(model, image, plan)
+    return people_in(model, outputs, plan), outputs["features"]
 
 
 def segment_people(model: Model, features: F32, plan: Plan, people: FoundPeople) -> tuple[F32, F32, F32]:
@@ -266,29 +279,6 @@ def _coco(content: dict[str, Any]) -> COCO:
     return truth
 
 
-def average_precision(truth: COCO, results: list[dict[str, Any]], kind: str) -> dict[str, float | None]:
-    """COCO summary of `keypoints` or `segm` results; None where the truth has nobody of that size."""
-    names = ("AP", "AP50", "AP75", "AP_medium", "AP_large", "AR")
-    if not results:  # COCOeval cannot read an empty list
-        counted = [
-            a["area"] for a in truth.anns.values() if not a["iscrowd"] and (kind != "keypoints" or a["num_keypoints"])
-        ]
-        low, high = MEDIUM_AREA_PX
-        some = {
-            "AP_medium": any(low <= area <= high for area in counted),
-            "AP_large": any(area >= high for area in counted),
-        }
-        return {name: (0.0 if some.get(name, bool(counted)) else None) for name in names}
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(truth, truth.loadRes(results), kind)
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    s = evaluation.stats
-    picked = (s[0], s[1], s[2], s[3], s[4], s[5]) if kind == "keypoints" else (s[0], s[1], s[2], s[4], s[5], s[8])
-    return {name: (round(float(value), 4) if value >= 0 else None) for name, value in zip(names, picked, strict=True)}
-
-
 @dataclass(kw_only=True, eq=False)
 class Evaluation:
     """Results of a set of pictures, gathered picture by picture."""
@@ -313,17 +303,19 @@ def evaluate_photo(
 ) -> None:
     """Run one picture; ``poses`` None takes the keypoint graph's own."""
     features: F32 = np.zeros((1, 1, 1, 1), np.float32)
+    outputs: Mapping[str, F32] = {}
     if isinstance(plan, SquareLetterbox) and poses is not None:
         if masks != "limbs" and len(poses.scores):
             features = picture_features(model, image, plan)
     elif masks != "limbs" or poses is None:
-        own, features = find_people(model, image, plan)
-        poses = own if poses is None else poses
+        outputs = run_keypoints(model, image, plan)
+        features = outputs["features"]
+        poses = people_in(model, outputs, plan) if poses is None else poses
     assert poses is not None
     n = len(poses.scores)
     mask_scores = np.ones(n, np.float32)
     rles: list[dict[str, Any]] = []
-    if n and masks != "limbs":
+    if n and masks in {"engine", "exclusive"}:
         probabilities, mask_scores, roi_from_frame = segment_people(model, features, plan, poses)
         size = (photo.height, photo.width)
         if masks == "exclusive":
@@ -331,9 +323,11 @@ def evaluate_photo(
         else:
             rles = encode_rle(paste_masks(probabilities, roi_from_frame, *size), *size)
     elif n:
-        drawn = [
-            limb_mask(k, v, photo.height, photo.width) for k, v in zip(poses.keypoints, poses.visibility, strict=True)
-        ]
+        if masks == "personlab":
+            drawn = personlab_masks(outputs, poses.keypoints, poses.visibility, plan, model.decode)
+        else:
+            believed = zip(poses.keypoints, poses.visibility, strict=True)
+            drawn = [limb_mask(k, v, photo.height, photo.width) for k, v in believed]
         rles = [_rle(m) for m in drawn]
     values = {"one": np.ones(n), "pose": poses.scores, "mask": mask_scores, "pose*mask": poses.scores * mask_scores}[
         score
@@ -405,6 +399,8 @@ def evaluate(
         return _evaluate_detector(folder, model, chosen, long_side, str(poses), masks, score, progress=progress)
     from_file = poses_from_file(Path(poses), model.joint_threshold) if poses not in ("gt", "engine") else None
     score = score or ("one" if poses == "gt" else "pose*mask")
+    if masks == "personlab" and not isinstance(model.decode, PersonLabParameters):
+        raise DataError("--masks personlab needs a model whose keypoints are personlab: give --model or --checkpoint")
     out = Evaluation()
     steps: Iterator[Photo] = iter(track(chosen, description="evaluate")) if progress else iter(chosen)
     nobody = FoundPeople(
@@ -546,7 +542,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--masks",
         default="engine",
         choices=MASKS,
-        help="exclusive: a px that several masks claim goes to the surest; limbs: thick skeleton as baseline",
+        help="exclusive: a px that several masks claim goes to the surest; baselines: limbs, a thick skeleton, and "
+        "personlab, the masks of a PersonLab network by its own long offsets",
     )
     parser.add_argument(
         "--score", choices=SCORES, help="score of each mask; default: one for --poses gt, else pose*mask"
@@ -588,4 +585,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from training import evaluate as imported  # noqa: PLW0406  its classes are those of `training.torch_engine`
+
+    sys.exit(imported.main())

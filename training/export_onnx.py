@@ -29,13 +29,14 @@ from onnxscript import opset18 as op
 from torch import nn
 
 from engines import Artifact, EngineError, open_engine, write_artifact
+from engines.signatures import DEFAULT_GROUPING, KEYPOINT_OUTPUTS
 from kernels.affine_align.torch_op import affine_align as _affine_align_op  # noqa: F401  registers pose2seg::affine_align
-from kernels.coordinates import F32, F64
-from kernels.pose_decoding import DecodeParameters
+from kernels.groupings import grouping_parameters
 from training.checkpoint import CheckpointError, describe, load_weights
+from training.export_difference import MAX_DIFFERENCE, grouping_difference, largest
 from training.families import Network, new_network_of
-from training.graphs import CENTRE_WINDOW, JOINT_WINDOW, FeaturesGraph, KeypointGraph, SegmentGraph
-from training.model import JOINTS, STRIDE, LiveNetwork
+from training.graphs import FeaturesGraph, KeypointGraph, SegmentGraph
+from training.model import JOINTS, LiveNetwork
 from training.model_settings import AlignSettings, ModelSettings, model_settings_from_json
 from training.paper_model import PaperNetwork
 from training.settings import with_changes
@@ -43,10 +44,10 @@ from training.settings import with_changes
 DOMAIN = "pose2seg"
 LONG_SIDE = 512  # px: what the default artifact's thresholds and figures belong to
 INPUT_MULTIPLE = 32
-PERSON_THRESHOLD = 0.25
+# Scores of each grouping mean different things; only the first was measured.
+PERSON_THRESHOLDS = {"centre": 0.25, "embedding": 0.2, "affinity": 0.2, "personlab": 0.2}
 JOINT_THRESHOLD = 0.2
 RANDOM_WEIGHTS = "random: for timing only, the masks mean nothing"
-MAX_DIFFERENCE = 2e-3  # between exported and eager outputs, of probabilities and of px relative to the input size
 
 
 class ExportError(RuntimeError):
@@ -179,7 +180,7 @@ def export_keypoints(network: LiveNetwork) -> onnx.ModelProto:
         KeypointGraph(network),
         (example,),
         ["image"],
-        ["person_scores", "person_keypoints", "joint_candidates", "features"],
+        [spec.name for spec in KEYPOINT_OUTPUTS[network.settings.keypoints]],
         ({0: batch, 1: INPUT_MULTIPLE * rows, 2: INPUT_MULTIPLE * columns},),
     )
 
@@ -213,125 +214,6 @@ def export_segment(network: Network) -> onnx.ModelProto:
     )
 
 
-def _largest(difference: F64) -> float:
-    """Largest magnitude; infinite where a value is not a number."""
-    return float(np.nan_to_num(np.abs(difference), nan=np.inf).max(initial=0.0))
-
-
-def _second_highest(probability: F64, window: int) -> F64:
-    """(h, w): the highest value of the window around each cell, that cell left out."""
-    reach = window // 2
-    height, width = probability.shape
-    padded = np.pad(probability, reach, constant_values=-np.inf)
-    others = [
-        padded[y : y + height, x : x + width] for y in range(window) for x in range(window) if (y, x) != (reach, reach)
-    ]
-    highest: F64 = np.maximum.reduce(others)
-    return highest
-
-
-def peak_difference(rows: F64, probabilities: F64, cells: F64, probability: F64, window: int) -> float:
-    """How far a graph's list of peaks is from those of a map, whatever the order of peaks of equal height.
-
-    Each row must be a peak of the map, and no two the same: the difference is that of its best cell, the largest of the
-    differences of probability and of values, and of what the cell lacks to the highest in its window. Each peak must be
-    in the rows: the difference is that of its best row, but no more than by how much it is a peak, nor than by how much
-    it is higher than the last row, for in a flat map rounding decides which cells are peaks and which come first.
-
-    Args:
-        rows: (M, K) values of the exported rows, in units in which 1 is all.
-        probabilities: (M,) of the rows; 0 marks an empty row.
-        cells: (h * w, K) what a row of each cell would be.
-        probability: (h, w) map.
-        window: side of the square in which a peak is the highest, cells.
-    """
-    last = max(float(probabilities.min()), 0.0)
-    used = probabilities > 0
-    rows, probabilities = rows[used], probabilities[used]
-    flat = probability.ravel()
-    margin = flat - _second_highest(probability, window).ravel()
-    cost = np.abs(probabilities[:, None] - flat[None])
-    for row, cell in zip(rows.T, cells.T, strict=True):
-        np.maximum(cost, np.abs(row[:, None] - cell[None]), out=cost)
-    cost = np.nan_to_num(cost, nan=np.inf)
-    missed = np.minimum(np.minimum(cost.min(0, initial=np.inf), margin), flat - last).max()
-    if not len(rows):
-        return _largest(np.maximum(missed, 0.0))
-    np.maximum(cost, -margin[None], out=cost)
-    unfounded = cost.min(1).max()
-    chosen, second = cost.argmin(1), np.partition(cost, 1, axis=1)[:, 1]
-    repeated = 0.0
-    for cell in np.flatnonzero(np.bincount(chosen) > 1):  # all but one of these rows must be another cell's
-        repeated = max(repeated, float(np.sort(second[chosen == cell])[-2]))
-    return _largest(np.maximum((missed, unfounded, repeated), 0.0))
-
-
-def joint_difference(candidates: F32, maps: Mapping[str, torch.Tensor]) -> float:
-    """Difference of joint_candidates (B, 17, M, 4) of a graph from the network's own maps; see `peak_difference`.
-
-    Positions count relative to the long side of the picture; the fourth value must be 0.
-    """
-    heat = maps["heatmaps"].double().sigmoid().numpy()
-    _, _, h, w = heat.shape
-    offsets = maps["offsets"].double().unflatten(1, (JOINTS, 2)).numpy()
-    grid_yx = np.stack(np.mgrid[:h, :w]).astype(np.float64)
-    long_side = STRIDE * max(h, w)
-    worst = _largest(candidates[..., 3])
-    for image in range(len(heat)):
-        for joint in range(JOINTS):
-            cells = ((grid_yx + offsets[image, joint])[::-1] * STRIDE - 0.5).reshape(2, -1).T / long_side
-            found = candidates[image, joint].astype(np.float64)
-            worst = max(
-                worst,
-                peak_difference(found[:, :2] / long_side, found[:, 2], cells, heat[image, joint], JOINT_WINDOW),
-                _largest(np.maximum(np.diff(found[:, 2]), 0)),  # the best come first
-            )
-    return worst
-
-
-def person_difference(scores: F32, keypoints: F32, maps: Mapping[str, torch.Tensor]) -> float:
-    """Difference of person_scores (B, P) and person_keypoints (B, P, 17, 3) of a graph from the network's own maps.
-
-    As `joint_difference`, with all joints of a guess as values. The probability at a guess is that of the heatmap's
-    cell there, or of its neighbour where the guess lies within `MAX_DIFFERENCE` cells of the border between them.
-    """
-    centre = maps["centre"].double().sigmoid().numpy()
-    heat = maps["heatmaps"].double().sigmoid().numpy()
-    _, _, h, w = heat.shape
-    regression = maps["regression"].double().unflatten(1, (JOINTS, 2)).numpy()
-    grid_yx = np.stack(np.mgrid[:h, :w]).astype(np.float64)
-    long_side = STRIDE * max(h, w)
-    worst = 0.0
-    for image in range(len(heat)):
-        cells_xy = (grid_yx + regression[image])[:, ::-1] * STRIDE - 0.5  # (17, 2, h, w)
-        cells = cells_xy.reshape(2 * JOINTS, -1).T / long_side
-        score, guess = scores[image].astype(np.float64), keypoints[image].astype(np.float64)
-        rows = guess[..., :2].reshape(len(guess), -1) / long_side
-        differences = [
-            np.abs(guess[..., 2] - _heat_at(heat[image], guess[..., :2], (dy, dx)))
-            for dy in (-MAX_DIFFERENCE, MAX_DIFFERENCE)
-            for dx in (-MAX_DIFFERENCE, MAX_DIFFERENCE)
-        ]
-        worst = max(
-            worst,
-            peak_difference(rows, score, cells, centre[image, 0], CENTRE_WINDOW),
-            _largest(np.maximum(np.diff(score), 0)),
-            _largest(np.min(differences, axis=0)),
-        )
-    return worst
-
-
-def _heat_at(heat: F64, points: F64, shift_yx: tuple[float, float]) -> F64:
-    """(P, 17) values of (17, h, w) heatmaps at (P, 17, 2) points x, y in px, moved by some cells; 0 outside."""
-    _, h, w = heat.shape
-    cell = (points[..., ::-1] + 0.5) / STRIDE + np.array(shift_yx)
-    row, column = np.moveaxis(np.floor(cell), -1, 0)
-    inside = (row >= 0) & (row < h) & (column >= 0) & (column < w)
-    y, x = np.where(inside, row, 0).astype(int), np.where(inside, column, 0).astype(int)
-    values: F64 = heat[np.arange(JOINTS)[None], y, x] * inside
-    return values
-
-
 def compare(
     network: Network,
     of_picture: Path,
@@ -341,7 +223,7 @@ def compare(
     people: Sequence[int] = (1, 2, 7),
 ) -> float:
     """Largest difference between the exported graphs in ONNX Runtime and the network, over several sizes and numbers of
-    people; see `person_difference` and `joint_difference` for that of candidates.
+    people; see `training.export_difference` for that of candidates.
 
     ``of_picture`` is the graph that takes the picture: keypoints or features, by family. The features of the paper's
     are sums over the levels of a large network, and count relative to the largest of them where that exceeds 1.
@@ -361,14 +243,10 @@ def compare(
         with torch.no_grad():
             maps = network(torch.from_numpy(image).permute(0, 3, 1, 2))
         features = maps["features"].numpy()
-        unit = 1.0 if network.finds_people else max(1.0, _largest(features))
-        worst = max(worst, _largest(found["features"] - features) / unit)
+        unit = 1.0 if network.finds_people else max(1.0, largest(features))
+        worst = max(worst, largest(found["features"] - features) / unit)
         if network.finds_people:
-            worst = max(
-                worst,
-                person_difference(found["person_scores"], found["person_keypoints"], maps),
-                joint_difference(found["joint_candidates"], maps),
-            )
+            worst = max(worst, grouping_difference(network.settings.keypoints, found, maps))
         for n in people:
             angle, scale = rng.uniform(-1, 1, n), rng.uniform(0.2, 2.0, n)
             matrix = np.zeros((n, 2, 3), np.float32)
@@ -389,7 +267,7 @@ def compare(
                 eager = eager_segment(*(torch.from_numpy(value) for value in feeds.values()))
             inside = result["probabilities"] > 0.5  # not the network's: a px at one half may lie on either side
             mean = (result["probabilities"] * inside).sum((1, 2)) / np.maximum(inside.sum((1, 2)), 1)
-            worst = max(worst, _largest(result["probabilities"] - eager[0].numpy()), _largest(result["scores"] - mean))
+            worst = max(worst, largest(result["probabilities"] - eager[0].numpy()), largest(result["scores"] - mean))
     if not worst < MAX_DIFFERENCE:
         raise ExportError(
             f"exported graphs differ from the network by {worst:.2g}, expected less than {MAX_DIFFERENCE:g}"
@@ -454,6 +332,7 @@ def export(
         ArtifactError: a field is out of range.
     """
     require_servable(network.settings)
+    keypoints = network.settings.keypoints
     graphs = {
         "keypoints" if isinstance(network, LiveNetwork) else "features": (
             export_keypoints(network) if isinstance(network, LiveNetwork) else export_features(network)
@@ -476,12 +355,13 @@ def export(
             "feature_from_input": network.feature_from_input,
             "roi_size": network.settings.roi_size,
             "templates": network.settings.templates.prepared(),
-            "person_threshold": PERSON_THRESHOLD,
+            "person_threshold": PERSON_THRESHOLDS[keypoints],
             "joint_threshold": JOINT_THRESHOLD,
-            "decode": dataclasses.asdict(DecodeParameters()) if network.finds_people else {},
+            "decode": dataclasses.asdict(grouping_parameters(keypoints, {})) if network.finds_people else {},
             "trained_on": list(trained_on),
             "measured": {**measured, "export_difference": round(difference, 8)},
             "provenance": dict(provenance),
+            **({} if keypoints == DEFAULT_GROUPING else {"grouping": keypoints}),
         }
         return write_artifact(output, manifest, paths)
     finally:

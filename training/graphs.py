@@ -18,6 +18,9 @@ PEOPLE = 32  # rows of candidates for people
 CANDIDATES = 32  # rows of candidates per joint
 CENTRE_WINDOW = 5  # cells: a person's centre is the maximum of such a square
 JOINT_WINDOW = 3
+MIN_MASS = (
+    1e-3  # of the probabilities around a peak; runtimes' fast sigmoids are off by 1e-7, and no centre can be made of it
+)
 
 
 def _peaks(probability: Tensor, window: int, count: int) -> tuple[Tensor, Tensor]:
@@ -80,16 +83,62 @@ def people_candidates(maps: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     return score, person_keypoints, joint_candidates
 
 
+def embedding_tensors(maps: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    """Heatmap logits and tags (B, 17, h, w) to joint_candidates (B, 17, M, 4) with tags, heatmaps and tags.
+
+    A candidate lies in the middle of its cell: the grouping adjusts it, with those of joints that it looks for itself.
+    """
+    heat, tags = maps["heatmaps"].sigmoid(), maps["tags"]
+    probability, cells = _peaks(heat, JOINT_WINDOW, CANDIDATES)
+    candidate_px = (_row_column(cells, heat.shape[3]) + 0.5).flip(-1) * STRIDE - 0.5
+    tag = tags.flatten(2).gather(2, cells)
+    return torch.cat((candidate_px, probability[..., None], tag[..., None]), dim=-1), heat, tags
+
+
+def affinity_tensors(maps: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    """Heatmap logits (B, 17, h, w) and fields (B, 38, h, w) to joint_candidates (B, 17, M, 4) and affinity_fields.
+
+    A candidate lies in the centre of mass of the 3 x 3 probabilities around its peak.
+    """
+    heat = maps["heatmaps"].sigmoid()
+    joints, w = heat.shape[1], heat.shape[3]
+    probability, cells = _peaks(heat, JOINT_WINDOW, CANDIDATES)
+    side = torch.tensor([-1.0, 0.0, 1.0], dtype=heat.dtype, device=heat.device)
+    moments = torch.stack((torch.ones_like(side)[:, None].expand(3, 3), side[:, None].expand(3, 3), side.expand(3, 3)))
+    sums = F.conv2d(heat, moments[:, None].repeat(joints, 1, 1, 1), padding=1, groups=joints)  # (B, 17 * 3, h, w)
+    at_peaks = sums.flatten(2).unflatten(1, (joints, 3)).gather(3, cells[:, :, None].expand(-1, -1, 3, -1))
+    mass, dy, dx = at_peaks.unbind(2)  # (B, 17, M)
+    shift = torch.stack((dy, dx), dim=-1) / mass.clamp(min=MIN_MASS)[..., None]
+    candidate_px = (_row_column(cells, w) + 0.5 + shift).flip(-1) * STRIDE - 0.5
+    rest = torch.stack((probability, torch.zeros_like(probability)), dim=-1)
+    return torch.cat((candidate_px, rest), dim=-1), maps["affinity_fields"]
+
+
+def personlab_tensors(maps: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    """Raw maps to heatmaps, short_offsets, mid_offsets, long_offsets and person: votes gather in the grouping."""
+    offsets = (maps[name] for name in ("short_offsets", "mid_offsets", "long_offsets"))
+    return (maps["heatmaps"].sigmoid(), *offsets, maps["person"].sigmoid())
+
+
+TENSORS_OF = {
+    "centre": people_candidates,
+    "embedding": embedding_tensors,
+    "affinity": affinity_tensors,
+    "personlab": personlab_tensors,
+}
+"""Kind of keypoint network -> what makes the tensors of the keypoint graph, but features, in their order."""
+
+
 class KeypointGraph(nn.Module):
-    """image [B, H, W, 3] uint8 RGB -> person_scores, person_keypoints, joint_candidates, features."""
+    """image [B, H, W, 3] uint8 RGB -> the tensors that the network's grouping reads, and features."""
 
     def __init__(self, network: LiveNetwork) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         maps = self.network(image.permute(0, 3, 1, 2).to(torch.float32))
-        return (*people_candidates(maps), maps["features"])
+        return (*TENSORS_OF[self.network.settings.keypoints](maps), maps["features"])
 
 
 class FeaturesGraph(nn.Module):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -64,6 +65,30 @@ def _splat(target: F32, y: float, x: float, sigma: float) -> None:
     np.maximum(target[y0:y1, x0:x1], bump, out=target[y0:y1, x0:x1])
 
 
+def person_sigma(extent: float) -> float:
+    """Deviation of a person's Gaussians, cells, from their extent in cells."""
+    return float(np.clip(SIGMA_AT_ZERO + SIGMA_PER_EXTENT * extent, MIN_SIGMA_CELLS, MAX_SIGMA_CELLS))
+
+
+def cell_weight(scene: Scene, near: F32, known: NDArray[np.bool_]) -> F32:
+    """(h, w) how much each cell of a scene's heatmaps counts.
+
+    Args:
+        scene: where not everybody is listed, empty regions count `INCOMPLETE_WEIGHT`; where people are of whom no
+            joints are taught, nothing.
+        near: (h, w) greatest target of any map: what exceeds 0.01 is not empty.
+        known: (h, w) cells that count whatever is unlabelled there.
+    """
+    h, w = near.shape
+    weight = np.ones((h, w), np.float32)
+    if not scene.complete:
+        weight[near <= 0.01] = INCOMPLETE_WEIGHT
+    if scene.unlabelled is not None:
+        touched = scene.unlabelled.reshape(h, STRIDE, w, STRIDE).any((1, 3))
+        weight[touched & ~known] = 0.0
+    return weight
+
+
 def keypoint_targets(scenes: list[Scene]) -> KeypointTargets:
     """Draw the targets of a batch. A cell owns [4i, 4i + 4) px; positions are continuous cells, (px + 0.5) / 4."""
     height, width = scenes[0].labels.shape
@@ -77,7 +102,7 @@ def keypoint_targets(scenes: list[Scene]) -> KeypointTargets:
             present = pose[:, 2] > 0
             cells = (pose[:, 1::-1] + 0.5) / STRIDE  # (17, 2) y, x
             extent = float(np.ptp(cells[present], axis=0).max()) + 1.0
-            sigma = float(np.clip(SIGMA_AT_ZERO + SIGMA_PER_EXTENT * extent, MIN_SIGMA_CELLS, MAX_SIGMA_CELLS))
+            sigma = person_sigma(extent)
             middle = np.clip((cells[present].min(0) + cells[present].max(0)) / 2, 0, (h - 1e-3, w - 1e-3))
             _splat(centre[b, 0], middle[0], middle[1], CENTRE_SIGMA_CELLS)
             people.append((b, int(middle[0]), int(middle[1])))
@@ -89,13 +114,8 @@ def keypoint_targets(scenes: list[Scene]) -> KeypointTargets:
                     _splat(heatmaps[b, joint], y, x, sigma)
                     joints.append((b, joint, int(y), int(x)))
                     offsets.append((y - int(y), x - int(x)))
-        if not scene.complete:
-            near = np.maximum(heatmaps[b].max(0), centre[b, 0])
-            weight[b, 0] = np.where(near > 0.01, 1.0, INCOMPLETE_WEIGHT)
-        if scene.unlabelled is not None:
-            touched = scene.unlabelled.reshape(h, STRIDE, w, STRIDE).any((1, 3))
-            known = np.maximum(heatmaps[b].max(0), centre[b, 0]) == 1.0  # peaks of listed people stay
-            weight[b, 0, touched & ~known] = 0.0
+        near = np.maximum(heatmaps[b].max(0), centre[b, 0])
+        weight[b, 0] = cell_weight(scene, near, near == 1.0)  # peaks of listed people stay
     return KeypointTargets(
         heatmaps=torch.from_numpy(heatmaps),
         centre=torch.from_numpy(centre),

@@ -3,7 +3,8 @@
     image [B, 3, H, W] RGB 0..255, H and W multiples of 32
       -> Backbone      inverted residuals (MobileNetV2 x1.5), levels c2..c5 and the stride-16 context level
       -> TopDown       merged to stride 4, 24 channels                       `trunk`
-      -> KeypointHeads centre, regression, heatmaps, offsets at stride 4
+      -> KeypointHeads centre, regression, heatmaps, offsets at stride 4; with another grouping than `centre`
+         GroupingHeads, whose maps that grouping reads, and of the former only what it shares
       -> MaskLaterals  own 1x1 laterals on every level, summed at stride 4    `features`, what the segment graph samples
     features + people's ROIs -> SegModule -> mask logits [N, S, S]
 
@@ -18,6 +19,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kernels.personlab_decoding import MID_CHANNELS
+from kernels.skeleton import LIMBS
 from training.model_settings import ModelSettings
 from training.windows import seg_channels, seg_inputs
 
@@ -50,6 +53,22 @@ LEVEL_CHANNELS = {"c2": 40, "c3": 48, "c4": 96, "context": 144, "c5": 1280}
 TRUNK_CHANNELS = 24
 HEAD_CHANNELS = {"regression": 2 * JOINTS, "offsets": 2 * JOINTS, "heatmaps": JOINTS, "centre": 1}
 HEAD_HIDDEN = 96
+SHARED_HEADS = {"centre": tuple(HEAD_CHANNELS), "embedding": ("heatmaps",), "affinity": ("heatmaps",), "personlab": ()}
+# MoveNet's heads that each kind of keypoint network has; PersonLab's heatmaps are discs and so not among them
+GROUPING_CHANNELS = {
+    "embedding": {"tags": JOINTS},
+    "affinity": {"affinity_fields": 2 * len(LIMBS)},
+    "personlab": {
+        "heatmaps": JOINTS,
+        "short_offsets": 2 * JOINTS,
+        "mid_offsets": MID_CHANNELS,
+        "long_offsets": 2 * JOINTS,
+        "person": 1,
+    },
+}
+GROUPING_WIDTH = 64  # channels that the heads of a grouping read
+TAG_START = 0.6  # deviation of the last weights of tags, which start about 1 apart: nothing pushes equal ones apart
+RARE = -3.0  # initial bias of logits of what few cells are
 INPUT_SCALE = 0.007843017578125  # 2/255 as the published weights round it: x * scale - 1 is about -1..1
 
 
@@ -140,12 +159,13 @@ class TopDown(nn.Module):
 class KeypointHeads(nn.Module):
     """Trunk [B, 24, h, w] -> maps by name (`HEAD_CHANNELS`), raw: logits of centre and heatmaps, else cells."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: tuple[str, ...] = tuple(HEAD_CHANNELS)) -> None:
         super().__init__()
         self.head = nn.ModuleDict(
             {
                 name: nn.Sequential(SeparableConv(TRUNK_CHANNELS, HEAD_HIDDEN), PaddedConv(HEAD_HIDDEN, channels))
                 for name, channels in HEAD_CHANNELS.items()
+                if name in names
             }
         )
 
@@ -182,6 +202,33 @@ class MaskLaterals(nn.Module):
         x = upsample(x) + lateral["c3"](levels["c3"])
         x = upsample(x) + lateral["c2"](levels["c2"]) + lateral["trunk"](trunk)
         return self.refine(x)
+
+
+class GroupingHeads(nn.Module):
+    """Every backbone level and the trunk -> maps by name (`GROUPING_CHANNELS`), raw: logits of heatmaps and person.
+
+    What tells people apart is seen from further away than a joint is, and the 24 channels of the trunk were made for
+    joints: these heads have laterals of their own, as the masks have.
+    """
+
+    def __init__(self, keypoints: str) -> None:
+        super().__init__()
+        self.laterals = MaskLaterals(GROUPING_WIDTH)
+        self.head = nn.ModuleDict(
+            {
+                name: nn.Sequential(SeparableConv(GROUPING_WIDTH, HEAD_HIDDEN), PaddedConv(HEAD_HIDDEN, channels))
+                for name, channels in GROUPING_CHANNELS[keypoints].items()
+            }
+        )
+        for name in ("heatmaps", "person"):
+            if name in self.head:
+                nn.init.constant_(list(self.head[name].children())[-1].bias, RARE)
+        if "tags" in self.head:
+            nn.init.normal_(list(self.head["tags"].children())[-1].weight, std=TAG_START)
+
+    def forward(self, levels: dict[str, Tensor], trunk: Tensor) -> dict[str, Tensor]:
+        shared = self.laterals(levels, trunk)
+        return {name: head(shared) for name, head in self.head.items()}
 
 
 class ResidualUnit(nn.Module):
@@ -235,7 +282,9 @@ class LiveNetwork(nn.Module):
         self.settings = settings
         self.backbone = Backbone()
         self.top_down = TopDown()
-        self.keypoint_heads = KeypointHeads()
+        self.keypoint_heads = KeypointHeads(SHARED_HEADS[settings.keypoints])
+        if settings.keypoints != "centre":
+            self.grouping_heads = GroupingHeads(settings.keypoints)
         self.mask_laterals = MaskLaterals(settings.feature_channels)
         self.seg_module = SegModule(seg_channels(settings), settings.seg_width, tuple(settings.seg_dilations))
 
@@ -244,15 +293,19 @@ class LiveNetwork(nn.Module):
         levels = self.backbone(image.to(self.backbone.stem.weight.dtype) * INPUT_SCALE - 1.0)
         return levels, self.top_down(levels)
 
+    def heads(self, levels: dict[str, Tensor], trunk: Tensor) -> dict[str, Tensor]:
+        """What `trunk` gives -> keypoint maps by name."""
+        maps: dict[str, Tensor] = self.keypoint_heads(trunk)
+        return {**maps, **self.grouping_heads(levels, trunk)} if hasattr(self, "grouping_heads") else maps
+
     def keypoint_maps(self, image: Tensor) -> dict[str, Tensor]:
         """Pictures as in `trunk` -> keypoint maps by name only."""
-        maps: dict[str, Tensor] = self.keypoint_heads(self.trunk(image)[1])
-        return maps
+        return self.heads(*self.trunk(image))
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Pictures as in `trunk` -> keypoint maps by name, and `features`."""
         levels, trunk = self.trunk(image)
-        return {**self.keypoint_heads(trunk), "features": self.mask_laterals(levels, trunk)}
+        return {**self.heads(levels, trunk), "features": self.mask_laterals(levels, trunk)}
 
     def segment(self, features: Tensor, feature_from_roi: Tensor, roi_image: Tensor, roi_keypoints: Tensor) -> Tensor:
         """Mask logits [N, S, S]; arguments as in the segment graph."""

@@ -13,6 +13,7 @@ from typing import Any
 from kernels.coordinates import F32
 from kernels.pose_fit import PAPER_TEMPLATES, prepare_templates
 
+KEYPOINTS = ("centre", "embedding", "affinity", "personlab")  # keypoint networks, by how their joints become people
 OWN_WIDTH = {"live": 48, "paper": 256, "mask_rcnn": 256}  # channels of the features and of the mask part, by family
 PUBLISHED_BY_IMPORTANCE = (0, 2, 1)  # of `PAPER_TEMPLATES`: whole body, half body, whole body from behind
 
@@ -129,6 +130,7 @@ class ModelSettings:
     """The network; stored in every checkpoint."""
 
     family: str = "live"
+    keypoints: str = "centre"  # keypoint network of the family `live`, one of `KEYPOINTS`
     feature_channels: int = 0  # 0: the family's own, `OWN_WIDTH`
     seg_width: int = 0  # as above
     seg_dilations: tuple[int, ...] = (1, 2, 4, 1, 2, 4)  # residual units of the family `live`
@@ -142,6 +144,11 @@ class ModelSettings:
 
     def __post_init__(self) -> None:
         one_of("family", self.family, tuple(OWN_WIDTH))
+        one_of("keypoints", self.keypoints, KEYPOINTS)
+        if self.family != "live" and self.keypoints != "centre":
+            raise ValueError(
+                f"keypoints {self.keypoints} belongs to the family live, not to {self.family}: leave it out"
+            )
         for name in ("feature_channels", "seg_width"):
             if getattr(self, name) == 0:
                 object.__setattr__(self, name, OWN_WIDTH[self.family])

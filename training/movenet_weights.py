@@ -73,7 +73,7 @@ def load_movenet(network: LiveNetwork, path: str | Path) -> LiveNetwork:
     rest = nodes[len(body) :]
     for index, (graph_name, ours) in enumerate(HEADS_IN_GRAPH_ORDER):
         head_nodes = rest[CONVOLUTIONS_PER_HEAD * index : CONVOLUTIONS_PER_HEAD * (index + 1)]
-        if ours is None:
+        if ours is None or ours not in network.keypoint_heads.head:
             continue
         convs = [m for m in network.keypoint_heads.head[ours].modules() if isinstance(m, nn.Conv2d)]
         for conv, node in zip(convs, head_nodes, strict=True):

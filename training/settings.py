@@ -59,6 +59,15 @@ SCHEDULES: dict[str, tuple[float, ...]] = {  # shares of a run after which the r
     "release": (15 / 25, 20 / 25),
     "detectron": (6 / 9, 8 / 9),
 }
+
+
+def parts_of(model: ModelSettings) -> dict[str, float]:
+    """Parts of a network by name, with their default rates."""
+    if model.family != "live":
+        return dict.fromkeys(PARTS[model.family], 1.0)
+    return dict(MASK_PART_LEARNS) if model.keypoints == "centre" else {**MASK_PART_LEARNS, "grouping_heads": 1.0}
+
+
 SCORES = ("one", "pose", "mask", "pose*mask")  # of a mask in an evaluation
 PARTS = {
     "live": tuple(MASK_PART_LEARNS),
@@ -125,6 +134,7 @@ class TrainSettings:
     roi_augmentation_share: float = 0.85  # share of ROIs that are turned, scaled and shifted; the release: all
     pose_jitter: bool = True  # true poses get the errors of found ones; the paper: never
     keypoint_loss_weight: float = 1.0  # 0 also freezes the keypoint heads and ends distillation
+    heatmap_loss: str = "squared"  # of keypoints embedding and affinity: squared, as published, or entropy
     distill_weight: float = 0.0  # of staying close to the initial weights (`init_movenet`) where people are unlabelled
     predicted_pose_share: float = 0.5  # share of ROIs that use the network's own decoded pose where it finds the person
     workers: int = 1
@@ -139,6 +149,7 @@ class TrainSettings:
             raise ValueError(f"canvas must be multiples of 32, got {self.canvas}")
         one_of("schedule", self.schedule, tuple(SCHEDULES))
         one_of("optimiser", self.optimiser, ("adamw", "adam", "sgd"))
+        one_of("heatmap_loss", self.heatmap_loss, ("squared", "entropy"))
         one_of("view", self.view, ("random", "letterbox"))
         one_of("order", self.order, ("drawn", "epochs"))
         if self.view == "letterbox" and self.canvas[0] != self.canvas[1]:
@@ -151,6 +162,13 @@ class TrainSettings:
             raise ValueError("init_resnet belongs to paper and mask_rcnn; the family live has init_movenet")
         if family != "mask_rcnn" and self.init_mask_rcnn is not None:
             raise ValueError(f"init_mask_rcnn belongs to the family mask_rcnn, this is {family}")
+        if family == "live" and self.model.keypoints != "centre":
+            if self.distill_weight > 0:
+                raise ValueError(
+                    f"distill_weight belongs to keypoints centre, the network that MoveNet is; set it to 0 for "
+                    f"{self.model.keypoints}"
+                )
+            object.__setattr__(self, "lr_scale", {**parts_of(self.model), **self.lr_scale})
         if family != "live":
             wanted = {
                 "keypoint_loss_weight": 0,
@@ -165,8 +183,12 @@ class TrainSettings:
                 raise ValueError(f"lr_scale must name {', '.join(PARTS[family])}, got {', '.join(self.lr_scale)}")
 
     def rate_scale(self, part: str) -> float:
-        """`lr_scale` of a part of the network; the keypoint heads are frozen where no loss would teach them."""
-        return 0.0 if part == "keypoint_heads" and self.keypoint_loss_weight == 0 else self.lr_scale[part]
+        """`lr_scale` of a part of the network; heads are frozen where no loss would teach them."""
+        of_keypoints, of_masks = ("keypoint_heads", "grouping_heads"), ("mask_laterals", "seg_module")
+        untaught = (self.keypoint_loss_weight == 0 and part in of_keypoints) or (
+            self.mask_loss_weight == 0 and part in of_masks
+        )
+        return 0.0 if untaught else self.lr_scale.get(part, 0.0)
 
     def to_json(self) -> dict[str, Any]:
         return json.loads(json.dumps(dataclasses.asdict(self), default=str))  # type: ignore[no-any-return]
@@ -194,12 +216,11 @@ def settings_from_json(content: dict[str, Any], **overrides: Any) -> TrainSettin
         merged["eval"] = checked_part(EvalSettings, merged["eval"], "eval")
     if "lr_scale" in merged:
         model = merged.get("model", ModelSettings())
-        parts = PARTS[model.family]
+        parts = parts_of(model)
         foreign = sorted(set(merged["lr_scale"]) - set(parts))
         if foreign:
             raise ValueError(f"lr_scale names {', '.join(foreign)}; parts are {', '.join(parts)}")
-        rest = MASK_PART_LEARNS if model.family == "live" else dict.fromkeys(parts, 1.0)
-        merged["lr_scale"] = {**rest, **merged["lr_scale"]}
+        merged["lr_scale"] = {**parts, **merged["lr_scale"]}
     merged["sources"] = tuple(
         s if isinstance(s, SourceSettings) else checked_part(SourceSettings, s, "a source")
         for s in merged.get("sources", ())

@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from engines.artifact import SIGNATURES
 from engines.engine import TensorSpec
+from engines.signatures import DEFAULT_GROUPING, signature_of
+from kernels.groupings import grouping_parameters
 from training.evaluate import Detector, Model
 from training.families import Network
 from training.graphs import FeaturesGraph, KeypointGraph, SegmentGraph
@@ -28,11 +29,13 @@ class TorchGraph:
 
     name = "torch eager"
 
-    def __init__(self, graph: nn.Module, signature: str, device: torch.device) -> None:
+    def __init__(
+        self, graph: nn.Module, signature: str, device: torch.device, grouping: str = DEFAULT_GROUPING
+    ) -> None:
         self.graph, self.device = graph.eval(), device
         self.inputs: tuple[TensorSpec, ...]
         self.outputs: tuple[TensorSpec, ...]
-        self.inputs, self.outputs = SIGNATURES[signature]
+        self.inputs, self.outputs = signature_of(signature, grouping)
 
     @torch.no_grad()
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -50,11 +53,11 @@ def network_model(network: Network) -> Model | Detector:
     """A network as `training.evaluate` wants it. The network is put into eval mode."""
     if isinstance(network, MaskRcnnNetwork):
         return MaskRcnnDetector(network)
-    device = next(network.parameters()).device
+    device, keypoints = next(network.parameters()).device, network.settings.keypoints
     if isinstance(network, PaperNetwork):
         of_picture = {"features": TorchGraph(FeaturesGraph(network), "features", device)}
     else:
-        of_picture = {"keypoints": TorchGraph(KeypointGraph(network), "keypoints", device)}
+        of_picture = {"keypoints": TorchGraph(KeypointGraph(network), "keypoints", device, keypoints)}
     return Model(
         **of_picture,
         segment=TorchGraph(SegmentGraph(network), "segment", device),
@@ -62,5 +65,6 @@ def network_model(network: Network) -> Model | Detector:
         feature_from_input=np.array(network.feature_from_input, np.float32),
         roi_size=network.settings.roi_size,
         joint_threshold=JOINT_THRESHOLD,
+        decode=grouping_parameters(keypoints, {}),
         align=network.settings.align,
     )

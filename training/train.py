@@ -24,8 +24,9 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, distributed
 
+from engines.signatures import KEYPOINT_OUTPUTS
 from kernels.coordinates import F32
-from kernels.pose_decoding import DecodeParameters, decode_people
+from kernels.groupings import READS, GroupingParameters, group_people, grouping_parameters
 from training.checkpoint import (
     CheckpointError,
     latest_checkpoint,
@@ -36,7 +37,8 @@ from training.checkpoint import (
 )
 from training.dataset import DataError, Scene, SceneDataset
 from training.families import Network, new_network_of, whole_input_window
-from training.graphs import people_candidates
+from training.graphs import TENSORS_OF
+from training.grouping_losses import grouping_losses
 from training.losses import distillation_loss, keypoint_losses, keypoint_targets, mask_loss
 from training.mask_rcnn import MaskRcnnNetwork, MaskRcnnTrainer, load_detector_trunk, load_mask_rcnn
 from training.model import LiveNetwork
@@ -136,16 +138,18 @@ def build_optimiser(network: Network, settings: TrainSettings) -> torch.optim.Op
     return kind(groups, betas=(0.9, 0.999), eps=1e-8)
 
 
-def found_poses(maps: dict[str, Tensor], parameters: DecodeParameters) -> list[F32]:
+def found_poses(maps: dict[str, Tensor], parameters: GroupingParameters, keypoints: str = "centre") -> list[F32]:
     """Poses the network itself finds in each picture of the batch, (M, 17, 3) with v in {0, 2}; none in broken maps."""
-    read = ("centre", "heatmaps", "regression", "offsets")
-    if not all(bool(torch.isfinite(maps[name]).all()) for name in read):  # the loss will say so, with the samples
-        return [np.zeros((0, 17, 3), np.float32)] * len(maps["centre"])
+    pictures = len(maps["heatmaps"])
+    finite = (bool(torch.isfinite(read).all()) for name, read in maps.items() if name != "features")
+    if not all(finite):  # the loss will say so, with the samples
+        return [np.zeros((0, 17, 3), np.float32)] * pictures
     with torch.no_grad():
-        scores, keypoints, candidates = (t.float().cpu().numpy() for t in people_candidates(maps))
+        names = (spec.name for spec in KEYPOINT_OUTPUTS[keypoints])
+        tensors = {n: t.float().cpu().numpy() for n, t in zip(names, TENSORS_OF[keypoints](maps), strict=False)}
     poses = []
-    for image in range(len(scores)):
-        found, _ = decode_people(scores[image], keypoints[image], candidates[image], parameters=parameters)
+    for image in range(pictures):
+        found, _ = group_people({name: tensors[name][image] for name in READS[type(parameters)]}, parameters)
         pose = found.copy()
         pose[..., 2] = np.where(found[..., 2] > JOINT_THRESHOLD, 2, 0)
         pose[pose[..., 2] == 0] = 0
@@ -161,12 +165,16 @@ class Trainer(torch.nn.Module):
         self.network, self.settings = network, settings
         self.templates = settings.model.templates.prepared()
         self.learns_keypoints = settings.keypoint_loss_weight > 0 and any(
-            settings.lr_scale[part] > 0 for part in ("backbone", "top_down", "keypoint_heads")
+            settings.lr_scale.get(part, 0) > 0 for part in ("backbone", "top_down", "keypoint_heads", "grouping_heads")
         )
+        if settings.mask_loss_weight == 0 and not self.learns_keypoints:
+            raise ValueError(
+                "nothing is taught: mask_loss_weight and keypoint_loss_weight are 0, or their parts frozen"
+            )
         self.trunk_frozen = network.finds_people and all(
             settings.lr_scale[part] == 0 for part in ("backbone", "top_down")
         )
-        self.decoding = DecodeParameters()
+        self.decoding = grouping_parameters(settings.model.keypoints, {})
         self.reference: list[LiveNetwork] = []  # in a list: its weights are no part of this module
         if settings.distill_weight > 0 and self.learns_keypoints:
             if settings.init_movenet is None:
@@ -181,7 +189,9 @@ class Trainer(torch.nn.Module):
         with torch.no_grad():
             levels, trunk = network.trunk(image)
         with torch.set_grad_enabled(self.learns_keypoints and torch.is_grad_enabled()):
-            maps = network.keypoint_heads(trunk)
+            maps = network.heads(levels, trunk)
+        if self.settings.mask_loss_weight == 0:
+            return maps
         return {**maps, "features": network.mask_laterals(levels, trunk)}
 
     def forward(self, image: Tensor, scenes: list[Scene], rng: np.random.Generator) -> dict[str, Tensor]:
@@ -189,8 +199,12 @@ class Trainer(torch.nn.Module):
         maps = self.maps(image)
         losses: dict[str, Tensor] = {}
         if self.learns_keypoints:
-            targets = keypoint_targets(scenes).to(image.device)
-            for name, loss in keypoint_losses(maps, targets).items():
+            if settings.model.keypoints == "centre":
+                targets = keypoint_targets(scenes).to(image.device)
+                taught = keypoint_losses(maps, targets)
+            else:
+                taught = grouping_losses(settings.model.keypoints, maps, scenes, kind=settings.heatmap_loss)
+            for name, loss in taught.items():
                 losses[name] = settings.keypoint_loss_weight * loss
             for reference in self.reference:
                 with torch.no_grad():
@@ -199,10 +213,12 @@ class Trainer(torch.nn.Module):
                     [not scene.complete for scene in scenes], device=image.device, dtype=torch.float32
                 )
                 losses["distilled"] = settings.distill_weight * distillation_loss(maps, theirs, targets, incomplete)
+        if settings.mask_loss_weight == 0:
+            return losses
         rois = build_rois(
             rng,
             scenes,
-            found_poses(maps, self.decoding) if settings.predicted_pose_share > 0 else None,
+            found_poses(maps, self.decoding, settings.model.keypoints) if settings.predicted_pose_share > 0 else None,
             self.templates,
             size=settings.model.roi_size,
             max_rois=settings.max_rois,

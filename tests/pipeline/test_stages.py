@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from engines import ArtifactError, EngineOutOfMemory, EngineRunError
 from engines.device import HostDevice
+from kernels.personlab_decoding import PersonLabParameters
 from kernels.pose_decoding import DecodeParameters
 from pipeline.build import decode_parameters, model_stages
+from pipeline.errors import SettingsError
 from pipeline.messages import FrameResult
 from pipeline.settings import Settings
 from pipeline.stage2_keypoints import KeypointStage
@@ -189,6 +191,17 @@ def test_decode_parameters_come_from_the_manifest() -> None:
         decode_parameters(fake_model(decode={"beam": 1.0}).artifact)
     with pytest.raises(ArtifactError, match="spread must be greater than 0"):
         decode_parameters(fake_model(decode={"spread": 0.0}).artifact)
+
+
+def test_the_grouping_comes_from_the_manifest() -> None:
+    model = fake_model(decode={"min_seed": 0.05})
+    model = replace(model, artifact=replace(model.artifact, grouping="personlab"))
+    assert decode_parameters(model.artifact) == PersonLabParameters(min_seed=0.05)
+    with pytest.raises(SettingsError, match=r"--skip-still needs a model .* by centre, .* by personlab"):
+        model_stages(Settings(source="x", skip_still=True), model, HostDevice())
+    foreign = replace(model.artifact, decode={"spread": 0.3})
+    with pytest.raises(ArtifactError, match=r"expected decode parameters among .*radius_px.* got spread"):
+        decode_parameters(foreign)
 
 
 def test_compose_pastes_each_mask_where_its_window_is() -> None:

@@ -20,6 +20,7 @@ from tests.tolerances import GRID_SAMPLE
 from tests.training.drawn_people import TINY_MODEL, tiny_settings
 from training import export_onnx
 from training.checkpoint import save_checkpoint
+from training.export_difference import peak_difference
 from training.export_onnx import DOMAIN, ExportError, compare, export_keypoints, export_segment, main
 from training.model import FEATURE_FROM_INPUT, LiveNetwork
 
@@ -212,7 +213,7 @@ def test_difference_of_peaks_by_hand() -> None:
     def difference(rows: Any, heights: Any) -> float:
         filled = np.zeros((4, 1)), np.zeros(4)
         filled[0][: len(rows)], filled[1][: len(rows)] = rows, heights
-        return export_onnx.peak_difference(filled[0], filled[1], cells, probability, 3)
+        return peak_difference(filled[0], filled[1], cells, probability, 3)
 
     assert difference(rows, heights) == 0
     assert difference(rows[::-1], heights[::-1]) == 0
@@ -223,7 +224,7 @@ def test_difference_of_peaks_by_hand() -> None:
     assert difference(cells[[6, 19, 7]], [0.8, 0.3, 0.75]) == pytest.approx(0.05)  # a row that is none
     assert difference(rows[[0, 1, 1]], heights[[0, 1, 1]]) == pytest.approx(0.3)  # the same twice
     assert difference(rows, [np.nan, 0.3]) > 1 and difference(rows * np.nan, heights) > 1
-    full = export_onnx.peak_difference(rows[:1], heights[:1], cells, probability, 3)
+    full = peak_difference(rows[:1], heights[:1], cells, probability, 3)
     assert full == 0  # the list is full: what is lower than its last row need not be there
 
 

@@ -15,9 +15,9 @@ from training.model import LiveNetwork
 from training.model_settings import ModelSettings
 from training.settings import (
     MASK_PART_LEARNS,
-    PARTS,
     SourceSettings,
     TrainSettings,
+    parts_of,
     settings_from_json,
     with_changes,
 )
@@ -103,7 +103,7 @@ def test_flags_override_the_recipe(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_the_recipes_of_the_repository_are_readable(path: Path) -> None:
     settings = settings_from_json(json.loads(path.read_text()), data="data", output="out")
-    assert set(settings.lr_scale) == set(PARTS[settings.model.family])
+    assert set(settings.lr_scale) == set(parts_of(settings.model))
     if settings.model.family != "mask_rcnn":  # whose parts tests/training/test_mask_rcnn.py checks
         with torch.device("meta"):
             parts = {name for name, _ in new_network_of(settings.model).named_children()}
