@@ -228,7 +228,7 @@ def test_clean_by_age_and_all(capsys, cache, model) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "required: list|build|clean (see pose2seg engines --help)"),
+        ((), "required: list|build|clean|export-triton (see pose2seg engines --help)"),
         (("lst",), "invalid choice: 'lst'"),
         (("build", "--engine", "onnx"), "choose from"),
         (("build", "--max-batch", "0"), "--max-batch: must be from 1 to 4096, got 0"),
