@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -242,6 +244,18 @@ def test_a_checkpoint_is_evaluated_with_true_poses(
     figures = evaluated(finished[1], data, tmp_path)
     assert (figures["people_with_mask"], figures["score"], figures["poses"]) == (4, "one", "gt")
     assert figures["mask"]["AP"] is not None and figures["keypoints"] is None
+
+
+def test_the_command_evaluates_a_checkpoint(finished: tuple[TrainSettings, Path], data: Path) -> None:
+    """As a process of its own: run as a command, the module's classes must be those that others import."""
+    people = data / "people"
+    command = [sys.executable, "-m", "training.evaluate", "--checkpoint", str(finished[1]), "--poses", "gt"]
+    command += ["--annotations", str(people / "annotations.json"), "--images", str(people / "images")]
+    command += ["--long-side", "128"]
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "4 with keypoints and mask" in done.stdout
 
 
 def test_a_checkpoint_is_evaluated_with_other_windows_than_it_was_trained_with(
