@@ -73,9 +73,12 @@ class SkeletonSettings:
 
     enabled: bool = True  # off: the SegModule sees aligned features only (Table 5)
     negative_occluded: bool = True  # a hidden joint is a negative blob; off: hidden and visible joints look the same
+    neighbours: bool = False  # draw the picture's other people, too (ours, not the paper's): `kernels.neighbours`
 
     def __post_init__(self) -> None:
-        yes_or_no(self, "skeleton", "enabled", "negative_occluded")
+        yes_or_no(self, "skeleton", "enabled", "negative_occluded", "neighbours")
+        if self.neighbours and not self.enabled:
+            raise ValueError("skeleton.neighbours needs skeleton.enabled")
 
 
 @dataclass(frozen=True, kw_only=True)

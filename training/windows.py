@@ -14,6 +14,8 @@ from torch import Tensor
 from kernels.affine_align.torch_op import affine_align
 from kernels.coordinates import F32, F64
 from kernels.pose_fit import fit_poses
+from kernels.neighbours import CHANNELS as NEIGHBOUR_CHANNELS
+from kernels.torch_neighbours import neighbour_features
 from kernels.torch_skeleton import skeleton_features
 from training.model_settings import AlignSettings, ModelSettings
 
@@ -118,7 +120,7 @@ def reference_sampling(feature_from_roi: Tensor, compat: str, height: int, width
 def seg_inputs(
     settings: ModelSettings, features: Tensor, feature_from_roi: Tensor, roi_image: Tensor, roi_keypoints: Tensor
 ) -> Tensor:
-    """What the SegModule reads: aligned features, then the skeleton; (N, `seg_channels`, S, S).
+    """What the SegModule reads: aligned features, the skeleton, the other people; (N, `seg_channels`, S, S).
 
     Args:
         settings: `skeleton`, `align.compat` and `roi_size` are read.
@@ -134,9 +136,15 @@ def seg_inputs(
     if not settings.skeleton.negative_occluded:
         seen = torch.where(roi_keypoints[..., 2:] > 0.5, 2.0, 0.0).to(roi_keypoints.dtype)
         roi_keypoints = torch.cat((roi_keypoints[..., :2], seen), dim=-1)
-    return torch.cat((aligned, skeleton_features(roi_keypoints.to(aligned.dtype), size)), dim=1)
+    drawn = skeleton_features(roi_keypoints.to(aligned.dtype), size)
+    if not settings.skeleton.neighbours:
+        return torch.cat((aligned, drawn), dim=1)
+    others = neighbour_features(feature_from_roi, roi_image, roi_keypoints, size)
+    return torch.cat((aligned, drawn, others.to(aligned.dtype)), dim=1)
 
 
 def seg_channels(settings: ModelSettings) -> int:
     """Channels of `seg_inputs`."""
-    return settings.feature_channels + SKELETON_CHANNELS * settings.skeleton.enabled
+    skeleton = settings.skeleton
+    drawn = SKELETON_CHANNELS + NEIGHBOUR_CHANNELS * skeleton.neighbours
+    return settings.feature_channels + drawn * skeleton.enabled
