@@ -13,8 +13,8 @@ from torch import Tensor
 
 from kernels.affine_align.torch_op import affine_align
 from kernels.coordinates import F32, F64
-from kernels.pose_fit import fit_poses
 from kernels.neighbours import CHANNELS as NEIGHBOUR_CHANNELS
+from kernels.pose_fit import fit_poses
 from kernels.torch_neighbours import neighbour_features
 from kernels.torch_skeleton import skeleton_features
 from training.model_settings import AlignSettings, ModelSettings
@@ -126,11 +126,11 @@ def seg_inputs(
         settings: `skeleton`, `align.compat` and `roi_size` are read.
         features, feature_from_roi, roi_image, roi_keypoints: as in the segment graph.
     """
-    size = settings.roi_size
+    size, sampling = settings.roi_size, feature_from_roi
     if settings.align.compat != "exact":
         height, width = features.shape[-2:]
-        feature_from_roi = reference_sampling(feature_from_roi, settings.align.compat, height, width)
-    aligned = affine_align(features, feature_from_roi, roi_image, size)
+        sampling = reference_sampling(feature_from_roi, settings.align.compat, height, width)
+    aligned = affine_align(features, sampling, roi_image, size)
     if not settings.skeleton.enabled:
         return aligned
     if not settings.skeleton.negative_occluded:

@@ -26,23 +26,35 @@ def scene(people: int, channels: int, height: int, width: int, size: int) -> dic
     }
 
 
-def filled(fill: Any, feeds: dict[str, Any], depth: int, size: int) -> np.ndarray:
+def filled(fill: Any, feeds: dict[str, Any], depth: int, size: int, **options: Any) -> np.ndarray:
     windows = np.full((len(feeds["roi_image"]), depth, size, size), FILL, np.float32)
-    fill(windows, **feeds)
+    fill(windows, **feeds, **options)
     return windows
 
 
 @pytest.mark.parametrize("people", [0, 1, 2, 9])
 @pytest.mark.parametrize(("size", "channels", "extent"), [(1, 1, (1, 1)), (9, 3, (7, 31)), (64, 5, (19, 8))])
 @pytest.mark.parametrize("spare", [0, 9])
-def test_twin(people: int, size: int, channels: int, extent: tuple[int, int], spare: int) -> None:
+@pytest.mark.parametrize("neighbours", [False, True])
+def test_twin(people: int, size: int, channels: int, extent: tuple[int, int], spare: int, neighbours: bool) -> None:
     feeds = scene(people, channels, *extent, size)
-    depth = channels + 55 + spare
-    fast = filled(fill_segment_windows, feeds, depth, size)
-    slow = filled(fill_segment_windows_reference, feeds, depth, size)
+    drawn = channels + 55 + 2 * neighbours
+    fast = filled(fill_segment_windows, feeds, drawn + spare, size, neighbours=neighbours)
+    slow = filled(fill_segment_windows_reference, feeds, drawn + spare, size, neighbours=neighbours)
     np.testing.assert_allclose(fast[:, :channels], slow[:, :channels], **FLOAT32_BILINEAR)
     np.testing.assert_allclose(fast[:, channels:], slow[:, channels:], **SKELETON)
-    assert (fast[:, channels + 55 :] == FILL).all()
+    assert (fast[:, drawn:] == FILL).all()
+
+
+@pytest.mark.parametrize("fill", [fill_segment_windows, fill_segment_windows_reference])
+def test_windows_of_some_people_show_all_others(fill: Any) -> None:
+    feeds = scene(9, 3, 19, 8, 32)
+    everybody = filled(fill, feeds, 60, 32, neighbours=True)
+    assert everybody[:, 58:].max() > 0.5
+    for first, people in ((0, 4), (3, 5), (8, 1), (9, 0)):
+        some = np.full((people, 60, 32, 32), FILL, np.float32)
+        fill(some, **feeds, neighbours=True, first_person=first)
+        np.testing.assert_array_equal(some, everybody[first : first + people])
 
 
 def test_what_was_there_before_is_gone() -> None:
@@ -61,7 +73,10 @@ def test_what_was_there_before_is_gone() -> None:
     ("change", "message"),
     [
         ({"windows": np.zeros((2, 57, 16, 16), np.float32)}, r"at least 3 \+ 55"),
-        ({"windows": np.zeros((3, 58, 16, 16), np.float32)}, r"\(N=2, at least"),
+        ({"windows": np.zeros((3, 58, 16, 16), np.float32)}, r"at most N=2 from person 0 on, at least"),
+        ({"first_person": 1}, "at most N=2 from person 1 on"),
+        ({"first_person": -1}, "from person -1 on"),
+        ({"neighbours": True}, r"at least 3 \+ 57"),
         ({"windows": np.zeros((2, 58, 16, 15), np.float32)}, "S, S"),
         ({"windows": np.zeros((2, 58, 16, 16))}, "float32"),
         ({"windows": np.zeros((2, 58, 16, 32), np.float32)[..., ::2]}, "C-contiguous"),
