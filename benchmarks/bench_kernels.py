@@ -22,7 +22,7 @@ from kernels.affine_align import affine_align
 from kernels.coordinates import F32, compose, invert
 from kernels.joint_smoothing import smooth_joints, smooth_joints_reference
 from kernels.letterbox import letterbox, letterbox_reference, plan_letterbox
-from kernels.mask_paste import encode_rle, paste_masks
+from kernels.mask_paste import encode_rle, paste_alpha, paste_masks
 from kernels.pose_decoding import decode_people, decode_people_reference
 from kernels.pose_fit import PAPER_TEMPLATES, fit_poses, fit_poses_reference, prepare_templates, whole_frame_roi
 from kernels.pose_similarity import (
@@ -79,6 +79,7 @@ def cases() -> Iterator[Case]:
     yield from skeleton_cases()
     yield from align_cases()
     yield from paste_cases()
+    yield from exclusive_cases()
     yield from letterbox_cases()
 
 
@@ -272,6 +273,32 @@ def paste_cases() -> Iterator[Case]:
             },
             agree=agree_counts,
         )
+
+
+def exclusive_cases() -> Iterator[Case]:
+    """Each px to the surest of those who claim it, against masks and alphas that may lie over one another."""
+
+    def agree(fast: object, slow: object) -> None:
+        ours, whole = (np.array([one.in_frame(FRAME_HEIGHT, FRAME_WIDTH) for one in pasted]) for pasted in (fast, slow))
+        np.testing.assert_array_equal(ours.max(axis=0), whole.max(axis=0))
+
+    y, x = np.mgrid[:ROI_SIZE, :ROI_SIZE] / ROI_SIZE - 0.5
+    body = (1 / (1 + np.exp(40 * (np.sqrt((x / 0.25) ** 2 + (y / 0.45) ** 2) - 1) * 0.25))).astype(np.float32)
+    for people in (1, 3, 10):
+        for overlapping in (False, True):
+            # Side by side in windows of 120 px, or each 20 px to the right of the one before in windows of 400 px.
+            side_px, step_px = (400, 20) if overlapping else (120, 120)
+            scale = np.float32(ROI_SIZE / side_px)
+            matrices = np.array([[[scale, 0, -scale * step_px * n], [0, scale, -scale * 100]] for n in range(people)])
+            probabilities = np.repeat(body[None], people, axis=0)
+            for paste in (paste_masks, paste_alpha):
+                call = partial(paste, probabilities, matrices.astype(np.float32), FRAME_HEIGHT, FRAME_WIDTH)
+                yield Case(
+                    name=f"{paste.__name__}, exclusive",
+                    settings={"people": people, "overlapping": overlapping},
+                    contestants={"exclusive": partial(call, exclusive=True), "as they are": call},
+                    agree=agree,
+                )
 
 
 def letterbox_cases() -> Iterator[Case]:

@@ -4,14 +4,16 @@ Convention: frame px and ROI px, integer coordinates are pixel centres. A frame 
 ``roi_from_frame @ [x, y, 1]`` by bilinear interpolation, with zeros outside the ROI, and is person where that exceeds
 the threshold. Nothing here does work, or takes memory, for the whole frame: each mask is a crop in its own box.
 
-Source: Pose2Seg section 3 as released: no overlap arbitration between people, strict threshold.
+Source: Pose2Seg section 3 as released: no overlap arbitration between people, strict threshold. With ``exclusive`` it
+differs: a px belongs to one person at most. Whoever's probability is above the threshold there claims it, the highest
+probability gets it, of equal ones the first; so everybody together have the same px either way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import TypedDict, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +23,7 @@ from kernels.coordinates import F32, F64, U8
 
 I64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
+Pixel = TypeVar("Pixel", np.bool_, np.uint8)
 
 EDGE_PX = 1.5  # frame px over which alpha rises, at least: less looks like stairs
 EDGE_ROI_PX = 0.5  # the same in ROI px: the network knows the border no better than that
@@ -80,6 +83,7 @@ def paste_masks(
     frame_width: int,
     *,
     threshold: float = 0.5,
+    exclusive: bool = False,
 ) -> list[PastedMask]:
     """Inverse warp of each person's mask, inside that person's box only.
 
@@ -89,10 +93,11 @@ def paste_masks(
         frame_height: px.
         frame_width: px.
         threshold: a px is person where the interpolated probability is greater; 0 <= threshold < 1.
+        exclusive: a px that several people claim goes to the surest of them alone; else masks may share px.
 
     Returns:
-        One PastedMask per person, in order. Nothing above the threshold, outside the frame, or a matrix that cannot be
-        inverted: empty.
+        One PastedMask per person, in order. Nothing above the threshold, outside the frame, a matrix that cannot be
+        inverted, or no px that is left to this person: empty.
 
     Raises:
         ValueError: shapes or threshold.
@@ -105,6 +110,8 @@ def paste_masks(
     ends = np.cumsum(sizes[:, 0] * sizes[:, 1])
     pixels = np.empty(int(ends[-1]) if len(ends) else 0, np.uint8)
     tight = _fill(probabilities, matrices, threshold, supports, boxes, pixels)
+    if exclusive:
+        _shrink(pixels, boxes, tight, _settle(probabilities, matrices, boxes, tight, pixels))
     masks = []
     for n in range(len(probabilities)):
         width, height = int(sizes[n, 0]), int(sizes[n, 1])
@@ -203,12 +210,8 @@ def _fill(probabilities: F32, matrices: F64, threshold: float, supports: I64, bo
             first, last = _stretch(a, u_row, float(supports[n, 0]), float(supports[n, 2]), boxes[n, 0], boxes[n, 2])
             first, last = _stretch(c, v_row, float(supports[n, 1]), float(supports[n, 3]), first, last)
             for x in range(first, last):
-                u, v = a * x + u_row + 1.0, c * x + v_row + 1.0  # in the bordered map, where both are above 0
-                u0, v0 = int(u), int(v)
-                fu, fv = u - u0, v - v0
-                top = bordered[v0, u0] * (1.0 - fu) + bordered[v0, u0 + 1] * fu
-                bottom = bordered[v0 + 1, u0] * (1.0 - fu) + bordered[v0 + 1, u0 + 1] * fu
-                line[x - boxes[n, 0]] = top * (1.0 - fv) + bottom * fv > threshold
+                # In the bordered map, where both coordinates are above 0.
+                line[x - boxes[n, 0]] = _probability(bordered, a * x + u_row + 1.0, c * x + v_row + 1.0) > threshold
             left, right = first - boxes[n, 0], last - boxes[n, 0] - 1
             while left <= right and line[left] == 0:
                 left += 1
@@ -221,6 +224,111 @@ def _fill(probabilities: F32, matrices: F64, threshold: float, supports: I64, bo
         if x_max >= 0:
             tight[n, 0], tight[n, 1], tight[n, 2], tight[n, 3] = x_min, y_min, x_max + 1, y_max + 1
     return tight
+
+
+@compiled
+def _probability(bordered: F32, u: float, v: float) -> float:
+    """Interpolated at (u, v), which lies in the map."""
+    u0, v0 = int(u), int(v)
+    fu, fv = u - u0, v - v0
+    top = bordered[v0, u0] * (1.0 - fu) + bordered[v0, u0 + 1] * fu
+    bottom = bordered[v0 + 1, u0] * (1.0 - fu) + bordered[v0 + 1, u0 + 1] * fu
+    value: float = top * (1.0 - fv) + bottom * fv
+    return value
+
+
+@compiled
+def _settle(probabilities: F32, matrices: F64, boxes: I64, tight: I64, owned: U8) -> Bool:
+    """Leave each px to the surest of those who claim it.
+
+    Two by two, where both still hold the px: whoever is surest wins each time, and two others cannot both be left.
+
+    Args:
+        probabilities: (N, S, S).
+        matrices: (N, 2, 3), frame px to ROI px.
+        boxes: (N, 4) in frame px, end exclusive.
+        tight: (N, 4) within each box: where there can be anything but 0.
+        owned: all boxes one after the other, not 0 where the probability is above the threshold; changed.
+
+    Returns:
+        (N,) who lost a px.
+    """
+    people, side = probabilities.shape[0], probabilities.shape[1]
+    lost = np.zeros(people, np.bool_)
+    first, second = np.zeros((side + 2, side + 2), np.float32), np.zeros((side + 2, side + 2), np.float32)
+    start_n = 0
+    for n in range(people):
+        width_n = boxes[n, 2] - boxes[n, 0]
+        start_k = start_n + width_n * (boxes[n, 3] - boxes[n, 1])
+        next_n = start_k
+        loaded = False
+        a, b, tx = matrices[n, 0, 0], matrices[n, 0, 1], matrices[n, 0, 2]
+        c, d, ty = matrices[n, 1, 0], matrices[n, 1, 1], matrices[n, 1, 2]
+        for k in range(n + 1, people):
+            width_k = boxes[k, 2] - boxes[k, 0]
+            here_k = start_k
+            start_k += width_k * (boxes[k, 3] - boxes[k, 1])
+            x0, y0, x1, y1 = _common(boxes, tight, n, k)
+            if x0 >= x1 or y0 >= y1:
+                continue
+            if not loaded:
+                first[1 : side + 1, 1 : side + 1] = probabilities[n]
+                loaded = True
+            second[1 : side + 1, 1 : side + 1] = probabilities[k]
+            a_k, b_k, tx_k = matrices[k, 0, 0], matrices[k, 0, 1], matrices[k, 0, 2]
+            c_k, d_k, ty_k = matrices[k, 1, 0], matrices[k, 1, 1], matrices[k, 1, 2]
+            for y in range(y0, y1):
+                row_n = start_n + (y - boxes[n, 1]) * width_n - boxes[n, 0]
+                row_k = here_k + (y - boxes[k, 1]) * width_k - boxes[k, 0]
+                u_n, v_n, u_k, v_k = b * y + tx, d * y + ty, b_k * y + tx_k, d_k * y + ty_k
+                for x in range(x0, x1):
+                    if owned[row_n + x] == 0 or owned[row_k + x] == 0:
+                        continue
+                    of_n = _probability(first, a * x + u_n + 1.0, c * x + v_n + 1.0)
+                    of_k = _probability(second, a_k * x + u_k + 1.0, c_k * x + v_k + 1.0)
+                    if of_k > of_n:
+                        owned[row_n + x] = 0
+                        lost[n] = True
+                    else:
+                        owned[row_k + x] = 0
+                        lost[k] = True
+        start_n = next_n
+    return lost
+
+
+@compiled
+def _common(boxes: I64, tight: I64, n: int, k: int) -> tuple[int, int, int, int]:
+    """x0, y0, x1, y1 in frame px, end exclusive: where both people's px lie; empty where they do not meet."""
+    return (
+        max(boxes[n, 0] + tight[n, 0], boxes[k, 0] + tight[k, 0]),
+        max(boxes[n, 1] + tight[n, 1], boxes[k, 1] + tight[k, 1]),
+        min(boxes[n, 0] + tight[n, 2], boxes[k, 0] + tight[k, 2]),
+        min(boxes[n, 1] + tight[n, 3], boxes[k, 1] + tight[k, 3]),
+    )
+
+
+@compiled
+def _shrink(pixels: U8, boxes: I64, tight: I64, changed: Bool) -> None:
+    """Make ``tight`` of the people who changed the smallest again: (N, 4), zeros where no px is left."""
+    start = 0
+    for n in range(len(boxes)):
+        width = boxes[n, 2] - boxes[n, 0]
+        if changed[n]:
+            x_min, y_min, x_max, y_max = tight[n, 2], tight[n, 3], -1, -1
+            for row in range(tight[n, 1], tight[n, 3]):
+                line = pixels[start + row * width : start + (row + 1) * width]
+                left, right = tight[n, 0], tight[n, 2] - 1
+                while left <= right and line[left] == 0:
+                    left += 1
+                while right >= left and line[right] == 0:
+                    right -= 1
+                if left <= right:
+                    x_min, x_max = min(x_min, left), max(x_max, right)
+                    y_min, y_max = min(y_min, row), row
+            tight[n, :] = 0
+            if x_max >= 0:
+                tight[n, 0], tight[n, 1], tight[n, 2], tight[n, 3] = x_min, y_min, x_max + 1, y_max + 1
+        start += width * (boxes[n, 3] - boxes[n, 1])
 
 
 @compiled
@@ -247,23 +355,41 @@ def paste_masks_reference(
     frame_width: int,
     *,
     threshold: float = 0.5,
+    exclusive: bool = False,
 ) -> list[PastedMask]:
     """`paste_masks` over the whole frame for every person, cropped afterwards."""
     _check(probabilities, roi_from_frame, frame_height, frame_width, threshold)
     y, x = np.mgrid[:frame_height, :frame_width].astype(np.float64)
-    masks = []
-    for probability, matrix in zip(probabilities.astype(np.float64), roi_from_frame.astype(np.float64), strict=True):
-        full = np.zeros((frame_height, frame_width), np.bool_)
+    values = np.zeros((len(probabilities), frame_height, frame_width))
+    for n, (probability, matrix) in enumerate(zip(probabilities, roi_from_frame.astype(np.float64), strict=True)):
         if np.isfinite(matrix).all() and np.linalg.det(matrix[:, :2]) != 0:
             u, v = (matrix[row, 0] * x + matrix[row, 1] * y + matrix[row, 2] for row in range(2))
-            full = _bilinear_reference(probability, u, v) > threshold
-        rows, columns = np.nonzero(full.any(axis=1))[0], np.nonzero(full.any(axis=0))[0]
-        if len(rows):
-            crop = full[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-            masks.append(PastedMask(x0=int(columns[0]), y0=int(rows[0]), mask=np.ascontiguousarray(crop)))
-        else:
-            masks.append(PastedMask(x0=0, y0=0, mask=np.zeros((0, 0), np.bool_)))
+            values[n] = _bilinear_reference(probability.astype(np.float64), u, v)
+    claimed = values > threshold
+    full = _owned_reference(values, claimed) if exclusive else claimed
+    masks = []
+    for one in full:
+        x0, y0, crop = _cropped_reference(one)
+        masks.append(PastedMask(x0=x0, y0=y0, mask=crop))
     return masks
+
+
+def _owned_reference(values: F64, claimed: Bool) -> Bool:
+    """(N, H, W): the surest of those who claim a px, of equally sure ones the first."""
+    if not len(values):
+        return claimed
+    surest = np.where(claimed, values, -1.0).argmax(axis=0)
+    owned: Bool = claimed & (np.arange(len(values))[:, None, None] == surest)
+    return owned
+
+
+def _cropped_reference(full: NDArray[Pixel]) -> tuple[int, int, NDArray[Pixel]]:
+    """Column and row of the smallest crop that holds all px but zeros, and the crop; zeros and (0, 0) without any."""
+    rows, columns = np.nonzero(full.any(axis=1))[0], np.nonzero(full.any(axis=0))[0]
+    if not len(rows):
+        return 0, 0, np.zeros((0, 0), full.dtype)
+    crop = full[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return int(columns[0]), int(rows[0]), np.ascontiguousarray(crop)
 
 
 def _bilinear_reference(image: F64, u: F64, v: F64) -> F64:
@@ -286,6 +412,7 @@ def paste_alpha(
     frame_width: int,
     *,
     threshold: float = 0.5,
+    exclusive: bool = False,
 ) -> list[PastedAlpha]:
     """`paste_masks` with edges between px: alpha rises across the border of the mask, and is 0 or 255 away from it.
 
@@ -294,12 +421,19 @@ def paste_alpha(
     `EDGE_PX`, or `EDGE_ROI_PX` where that is more. Where the slope is flat the network is undecided, and alpha follows
     the probability, `STEEPEST` times as steep, so that a small change of it stays a small change.
 
+    With ``exclusive``, a px that is somebody's is no part of anybody else. Its owner has the greatest alpha of all
+    people there, so the greatest over everybody is what it is without. The others' alpha ends at the seam, where two
+    are equally sure, and is antialiased on their side of it, in px beside those they own: it falls from 127 to 0 over
+    half of `EDGE_PX`. The distance to the seam is the difference of the two probabilities, divided by its slope. Px
+    that are nobody's keep all their alphas.
+
     Args:
         probabilities: (N, S, S) float32 in ROI px, 0..1. NaN is never person.
         roi_from_frame: (N, 2, 3), frame px to ROI px, as the ROIs were cut.
         frame_height: px.
         frame_width: px.
-        threshold: alpha is 128 or more exactly where `paste_masks` with this threshold says person.
+        threshold: alpha is 128 or more exactly where `paste_masks` with this threshold and ``exclusive`` says person.
+        exclusive: see above; else alphas may lie over one another.
 
     Returns:
         One PastedAlpha per person, in order; empty as in `paste_masks`. Px whose probability is `FLOOR` or less are 0.
@@ -315,6 +449,10 @@ def paste_alpha(
     ends = np.cumsum(sizes[:, 0] * sizes[:, 1])
     pixels = np.empty(int(ends[-1]) if len(ends) else 0, np.uint8)
     tight = _fill_alpha(probabilities, matrices, threshold, supports, boxes, pixels)
+    if exclusive and _anybody_meets(boxes, tight):
+        owned = (pixels >= 128).view(np.uint8)
+        _settle(probabilities, matrices, boxes, tight, owned)
+        _shrink(pixels, boxes, tight, _end_at_seams(probabilities, matrices, boxes, tight, owned, pixels))
     pasted = []
     for n in range(len(probabilities)):
         width, height = int(sizes[n, 0]), int(sizes[n, 1])
@@ -385,6 +523,101 @@ def _fill_alpha(probabilities: F32, matrices: F64, threshold: float, supports: I
     return tight
 
 
+@compiled
+def _anybody_meets(boxes: I64, tight: I64) -> bool:
+    for n in range(len(boxes)):
+        for k in range(n + 1, len(boxes)):
+            x0, y0, x1, y1 = _common(boxes, tight, n, k)
+            if x0 < x1 and y0 < y1:
+                return True
+    return False
+
+
+@compiled
+def _end_at_seams(probabilities: F32, matrices: F64, boxes: I64, tight: I64, owned: U8, pixels: U8) -> Bool:
+    """Give the owner of each px the greatest alpha there, and the others what is left of theirs near a seam.
+
+    Args:
+        probabilities: (N, S, S).
+        matrices: (N, 2, 3), frame px to ROI px.
+        boxes: (N, 4) in frame px, end exclusive.
+        tight: (N, 4) within each box: where there can be anything but 0.
+        owned: all boxes one after the other, not 0 where the px is this person's.
+        pixels: alphas in the same places; changed.
+
+    Returns:
+        (N,) who lost some.
+    """
+    people, side = probabilities.shape[0], probabilities.shape[1]
+    lost = np.zeros(people, np.bool_)
+    first, second = np.zeros((side + 2, side + 2), np.float32), np.zeros((side + 2, side + 2), np.float32)
+    start_n = 0
+    for n in range(people):
+        width_n = boxes[n, 2] - boxes[n, 0]
+        start_k = start_n + width_n * (boxes[n, 3] - boxes[n, 1])
+        next_n = start_k
+        for k in range(n + 1, people):
+            width_k = boxes[k, 2] - boxes[k, 0]
+            here_k = start_k
+            start_k += width_k * (boxes[k, 3] - boxes[k, 1])
+            x0, y0, x1, y1 = _common(boxes, tight, n, k)
+            if x0 >= x1 or y0 >= y1:
+                continue
+            first[1 : side + 1, 1 : side + 1] = probabilities[n]
+            second[1 : side + 1, 1 : side + 1] = probabilities[k]
+            for y in range(y0, y1):
+                row_n = start_n + (y - boxes[n, 1]) * width_n - boxes[n, 0]
+                row_k = here_k + (y - boxes[k, 1]) * width_k - boxes[k, 0]
+                for x in range(x0, x1):
+                    if pixels[row_n + x] == 0 or pixels[row_k + x] == 0:
+                        continue
+                    if owned[row_n + x]:
+                        loser, loser_start, owner_place, place = k, here_k, row_n + x, row_k + x
+                    elif owned[row_k + x]:
+                        loser, loser_start, owner_place, place = n, start_n, row_k + x, row_n + x
+                    else:
+                        continue
+                    left = 0
+                    if _owns_beside(owned, loser_start, boxes[loser], x, y):
+                        of_n, across_n, down_n = _slope(first, matrices[n], x, y)
+                        of_k, across_k, down_k = _slope(second, matrices[k], x, y)
+                        margin, slope = abs(of_n - of_k), np.sqrt((across_n - across_k) ** 2 + (down_n - down_k) ** 2)
+                        if 2.0 * margin < EDGE_PX * slope:
+                            left = int(min(np.ceil(255.0 * (0.5 - margin / slope / EDGE_PX) - 0.5), 127.0))
+                    pixels[owner_place] = max(pixels[owner_place], pixels[place])
+                    if left < pixels[place]:
+                        pixels[place] = left
+                        lost[loser] = True
+        start_n = next_n
+    return lost
+
+
+@compiled
+def _owns_beside(owned: U8, start: int, box: I64, x: int, y: int) -> bool:
+    """Whether one of the eight frame px around (x, y) is owned, by whose box begins at ``start``."""
+    width = box[2] - box[0]
+    for row in range(max(y - 1, box[1]), min(y + 2, box[3])):
+        for column in range(max(x - 1, box[0]), min(x + 2, box[2])):
+            if owned[start + (row - box[1]) * width + column - box[0]]:
+                return True
+    return False
+
+
+@compiled
+def _slope(bordered: F32, matrix: F64, x: int, y: int) -> tuple[float, float, float]:
+    """Interpolated probability of a frame px, and what it rises by per frame px to the right and down."""
+    a, b, c, d = matrix[0, 0], matrix[0, 1], matrix[1, 0], matrix[1, 1]
+    u, v = a * x + (b * y + matrix[0, 2]) + 1.0, c * x + (d * y + matrix[1, 2]) + 1.0
+    u0, v0 = int(u), int(v)
+    fu, fv = u - u0, v - v0
+    p00, p01 = bordered[v0, u0], bordered[v0, u0 + 1]
+    p10, p11 = bordered[v0 + 1, u0], bordered[v0 + 1, u0 + 1]
+    top, bottom = p00 * (1.0 - fu) + p01 * fu, p10 * (1.0 - fu) + p11 * fu
+    along_u = (np.float64(p01) - p00) * (1.0 - fv) + (np.float64(p11) - p10) * fv
+    along_v = bottom - top
+    return top * (1.0 - fv) + bottom * fv, along_u * a + along_v * c, along_u * b + along_v * d
+
+
 def paste_alpha_reference(
     probabilities: F32,
     roi_from_frame: NDArray[np.floating],
@@ -392,35 +625,57 @@ def paste_alpha_reference(
     frame_width: int,
     *,
     threshold: float = 0.5,
+    exclusive: bool = False,
 ) -> list[PastedAlpha]:
     """`paste_alpha` over the whole frame for every person, cropped afterwards."""
     _check(probabilities, roi_from_frame, frame_height, frame_width, threshold)
     y, x = np.mgrid[:frame_height, :frame_width].astype(np.float64)
     floor = min(FLOOR, threshold)
-    pasted = []
-    for probability, matrix in zip(probabilities.astype(np.float64), roi_from_frame.astype(np.float64), strict=True):
-        full = np.zeros((frame_height, frame_width), np.uint8)
+    people = len(probabilities)
+    values, across, down = np.zeros((3, people, frame_height, frame_width))
+    edges_px = np.ones(people)
+    for n, (probability, matrix) in enumerate(
+        zip(probabilities.astype(np.float64), roi_from_frame.astype(np.float64), strict=True)
+    ):
         if np.isfinite(matrix).all() and np.linalg.det(matrix[:, :2]) != 0:
             # Sums in the order of the fast one: the slope jumps at whole coordinates.
             u, v = (matrix[row, 0] * x + (matrix[row, 1] * y + matrix[row, 2]) for row in range(2))
-            value = _bilinear_reference(probability, u, v)
+            values[n] = _bilinear_reference(probability, u, v)
             along_u, along_v = _slopes_reference(probability, u, v)
-            slope = np.hypot(
-                along_u * matrix[0, 0] + along_v * matrix[1, 0], along_u * matrix[0, 1] + along_v * matrix[1, 1]
-            )
-            edge_px = max(EDGE_PX, EDGE_ROI_PX / np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
-            with np.errstate(divide="ignore"):
-                steepness = np.minimum(1.0 / (edge_px * slope), STEEPEST)
-            alpha = np.ceil(255.0 * (0.5 + (value - threshold) * steepness) - 0.5)
-            alpha = np.where(value > threshold, np.clip(alpha, 128, 255), np.clip(alpha, 0, 127))
-            full = np.where(value > floor, alpha, 0.0).astype(np.uint8)
-        rows, columns = np.nonzero(full.any(axis=1))[0], np.nonzero(full.any(axis=0))[0]
-        if len(rows):
-            crop = full[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-            pasted.append(PastedAlpha(x0=int(columns[0]), y0=int(rows[0]), alpha=np.ascontiguousarray(crop)))
-        else:
-            pasted.append(PastedAlpha(x0=0, y0=0, alpha=np.zeros((0, 0), np.uint8)))
+            across[n] = along_u * matrix[0, 0] + along_v * matrix[1, 0]
+            down[n] = along_u * matrix[0, 1] + along_v * matrix[1, 1]
+            edges_px[n] = max(EDGE_PX, EDGE_ROI_PX / np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
+    edge_px = edges_px[:, None, None]
+    with np.errstate(divide="ignore"):
+        steepness = np.minimum(1.0 / (edge_px * np.hypot(across, down)), STEEPEST)
+    alpha = np.ceil(255.0 * (0.5 + (values - threshold) * steepness) - 0.5)
+    alpha = np.where(values > threshold, np.clip(alpha, 128, 255), np.clip(alpha, 0, 127))
+    full = np.where(values > floor, alpha, 0.0).astype(np.uint8)
+    if exclusive and people:
+        owned = _owned_reference(values, values > threshold)
+        owner = owned.argmax(axis=0)[None]
+        margin, to_right, to_below = (np.take_along_axis(field, owner, 0) - field for field in (values, across, down))
+        slope = np.hypot(to_right, to_below)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            seam = np.ceil(255.0 * (0.5 - margin / slope / EDGE_PX) - 0.5)
+        seam = np.where((slope > 0) & _beside_reference(owned), np.clip(seam, 0, 127), 0).astype(np.uint8)
+        full = np.where(owned, full.max(axis=0), np.where(owned.any(axis=0), np.minimum(full, seam), full))
+    pasted = []
+    for one in full:
+        x0, y0, crop = _cropped_reference(one)
+        pasted.append(PastedAlpha(x0=x0, y0=y0, alpha=crop))
     return pasted
+
+
+def _beside_reference(owned: Bool) -> Bool:
+    """(N, H, W): px that have an owned one among the nine of which they are the middle."""
+    height, width = owned.shape[1:]
+    padded = np.pad(owned, ((0, 0), (1, 1), (1, 1)))
+    beside = np.zeros_like(owned)
+    for row in range(3):
+        for column in range(3):
+            beside |= padded[:, row : row + height, column : column + width]
+    return beside
 
 
 def _slopes_reference(image: F64, u: F64, v: F64) -> tuple[F64, F64]:

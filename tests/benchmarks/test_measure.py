@@ -49,7 +49,17 @@ def test_every_case_of_the_kernels_suite_agrees_for_one_person() -> None:
         if case.settings.get("people", 1) == 1 and case.name != "letterbox":  # its slow twin takes a second
             case.agree(*(call() for call in case.contestants.values()))
             names.add(case.name)
-    assert names == {"fit_poses", "decode_people", "skeleton_features", "affine_align", "paste_masks", "encode_rle"}
+    pastes = {"paste_masks", "paste_masks, exclusive", "paste_alpha, exclusive", "encode_rle"}
+    assert names == {"fit_poses", "decode_people", "skeleton_features", "affine_align", *pastes}
+
+
+def test_the_cases_of_exclusive_masks_are_of_people_who_do_and_do_not_overlap() -> None:
+    for case in bench_kernels.exclusive_cases():
+        exclusive, whole = (call() for call in case.contestants.values())
+        case.agree(exclusive, whole)
+        size = (bench_kernels.FRAME_HEIGHT, bench_kernels.FRAME_WIDTH)
+        taken = any((a.in_frame(*size) != b.in_frame(*size)).any() for a, b in zip(exclusive, whole, strict=True))
+        assert taken == (case.settings["overlapping"] and case.settings["people"] > 1)
 
 
 def test_a_wrong_kernel_is_noticed() -> None:

@@ -1,15 +1,21 @@
-"""Mask paste and run lengths: hand-worked px, the twin, COCO's own encoder; align-then-paste keeps the mask."""
+"""Mask paste and run lengths: hand-worked px, the twin, COCO's own encoder; align-then-paste keeps the mask; a px has
+one owner where that is wanted.
+"""
 
 from __future__ import annotations
+
+import random
 
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from kernels.affine_align import affine_align
 from kernels.coordinates import half_pixel_scale, invert
 from kernels.mask_paste import (
+    PastedAlpha,
     PastedMask,
     encode_rle,
     paste_alpha,
@@ -67,13 +73,15 @@ def test_the_threshold_is_strict_and_works_on_the_interpolated_probability() -> 
 @pytest.mark.parametrize("people", [0, 1, 7, 30])
 @pytest.mark.parametrize("frame", [(1, 1), (3, 5), (97, 61), (80, 120)])
 @pytest.mark.parametrize("side", [1, 8, 33])
-def test_twin(people: int, frame: tuple[int, int], side: int) -> None:
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_twin(people: int, frame: tuple[int, int], side: int, exclusive: bool) -> None:
     probabilities, matrices = (
         rois(people, side) if side > 1 else (np.ones((people, 1, 1), np.float32), rois(people, 8)[1])
     )
     for threshold in (0.3, 0.5):
-        fast = paste_masks(probabilities, matrices, *frame, threshold=threshold)
-        equal(fast, paste_masks_reference(probabilities, matrices, *frame, threshold=threshold))
+        fast = paste_masks(probabilities, matrices, *frame, threshold=threshold, exclusive=exclusive)
+        slow = paste_masks_reference(probabilities, matrices, *frame, threshold=threshold, exclusive=exclusive)
+        equal(fast, slow)
         assert len(fast) == people
 
 
@@ -116,9 +124,10 @@ def test_nan_is_not_person() -> None:
     equal([pasted], paste_masks_reference(probabilities, UNIT[None], 6, 6))
 
 
-def test_a_crop_is_as_small_as_can_be() -> None:
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_a_crop_is_as_small_as_can_be(exclusive: bool) -> None:
     probabilities, matrices = rois(12, 33)
-    for pasted in paste_masks(probabilities, matrices, 97, 61):
+    for pasted in paste_masks(probabilities, matrices, 97, 61, exclusive=exclusive):
         if pasted.mask.size:
             edges = (pasted.mask[0], pasted.mask[-1], pasted.mask[:, 0], pasted.mask[:, -1])
             assert all(edge.any() for edge in edges)
@@ -182,13 +191,14 @@ def test_errors_say_what_came() -> None:
 @pytest.mark.parametrize("people", [0, 1, 7])
 @pytest.mark.parametrize("frame", [(1, 1), (3, 5), (97, 61), (80, 120)])
 @pytest.mark.parametrize("side", [1, 8, 33])
-def test_alpha_twin(people: int, frame: tuple[int, int], side: int) -> None:
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_alpha_twin(people: int, frame: tuple[int, int], side: int, exclusive: bool) -> None:
     probabilities, matrices = (
         rois(people, side) if side > 1 else (np.ones((people, 1, 1), np.float32), rois(people, 8)[1])
     )
     for threshold in (0.0, 0.3, 0.5):
-        fast = paste_alpha(probabilities, matrices, *frame, threshold=threshold)
-        slow = paste_alpha_reference(probabilities, matrices, *frame, threshold=threshold)
+        fast = paste_alpha(probabilities, matrices, *frame, threshold=threshold, exclusive=exclusive)
+        slow = paste_alpha_reference(probabilities, matrices, *frame, threshold=threshold, exclusive=exclusive)
         assert len(fast) == len(slow) == people
         for a, b in zip(fast, slow, strict=True):
             difference = np.abs(a.in_frame(*frame).astype(int) - b.in_frame(*frame))
@@ -197,10 +207,11 @@ def test_alpha_twin(people: int, frame: tuple[int, int], side: int) -> None:
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.01, 0.3, 0.5, 0.9])
-def test_alpha_is_half_and_more_exactly_inside_the_mask(threshold: float) -> None:
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_alpha_is_half_and_more_exactly_inside_the_mask(threshold: float, exclusive: bool) -> None:
     probabilities, matrices = rois(8, 33, seed=3)
-    alphas = paste_alpha(probabilities, matrices, 97, 61, threshold=threshold)
-    masks = paste_masks(probabilities, matrices, 97, 61, threshold=threshold)
+    alphas = paste_alpha(probabilities, matrices, 97, 61, threshold=threshold, exclusive=exclusive)
+    masks = paste_masks(probabilities, matrices, 97, 61, threshold=threshold, exclusive=exclusive)
     for alpha, mask in zip(alphas, masks, strict=True):
         np.testing.assert_array_equal(alpha.in_frame(97, 61) >= 128, mask.in_frame(97, 61))
 
@@ -240,3 +251,100 @@ def test_alpha_of_impossible_matrices_and_nan() -> None:
     assert holed.in_frame(20, 20)[4, 4] == 0 and holed.in_frame(20, 20)[6, 6] == 255
     with pytest.raises(ValueError, match="frame must be at least"):
         paste_alpha(probabilities, matrices, 0, 10)
+
+
+# ------------------------------------------------------------------------------------------------- a px has one owner
+
+
+def full(pasted: list[PastedMask] | list[PastedAlpha], height: int, width: int) -> np.ndarray:
+    if not pasted:
+        return np.zeros((0, height, width), bool)
+    return np.array([one.in_frame(height, width) for one in pasted])
+
+
+@given(st.integers(0, 9), st.integers(0, 10_000), st.sampled_from([0.0, 0.3, 0.5, 0.9]), st.randoms())
+def test_masks_that_do_not_overlap(people: int, seed: int, threshold: float, shuffler: random.Random) -> None:
+    probabilities, matrices = rois(people, 16, seed)
+    size, options = (60, 70), {"threshold": threshold, "exclusive": True}
+    masks = full(paste_masks(probabilities, matrices, *size, **options), *size)
+    alone = full(paste_masks(probabilities, matrices, *size, threshold=threshold), *size)
+    assert masks.sum(axis=0).max(initial=0) <= 1
+    np.testing.assert_array_equal(masks.any(axis=0), alone.any(axis=0))
+    assert not (masks & ~alone).any()
+    order = list(range(people))
+    shuffler.shuffle(order)
+    shuffled = paste_masks(probabilities[order], matrices[order], *size, **options)
+    np.testing.assert_array_equal(full(shuffled, *size), masks[order])
+    equal(
+        paste_masks(probabilities[:1], matrices[:1], *size, **options),
+        paste_masks(probabilities[:1], matrices[:1], *size, threshold=threshold),
+    )
+
+
+@given(st.integers(0, 9), st.integers(0, 10_000), st.sampled_from([0.0, 0.3, 0.5, 0.9]), st.randoms())
+def test_alphas_that_end_at_seams(people: int, seed: int, threshold: float, shuffler: random.Random) -> None:
+    probabilities, matrices = rois(people, 16, seed)
+    size, options = (60, 70), {"threshold": threshold, "exclusive": True}
+    alphas = full(paste_alpha(probabilities, matrices, *size, **options), *size)
+    alone = full(paste_alpha(probabilities, matrices, *size, threshold=threshold), *size)
+    assert (alphas >= 128).sum(axis=0).max(initial=0) <= 1
+    np.testing.assert_array_equal(alphas.max(axis=0, initial=0), alone.max(axis=0, initial=0))
+    nobodys = (alone < 128).all(axis=0)
+    np.testing.assert_array_equal(alphas[:, nobodys], alone[:, nobodys])
+    order = list(range(people))
+    shuffler.shuffle(order)
+    shuffled = full(paste_alpha(probabilities[order], matrices[order], *size, **options), *size)
+    np.testing.assert_array_equal(shuffled, alphas[order])
+
+
+def test_who_is_surest_there_has_the_px() -> None:
+    """Three windows with their own ramps over the same px: the highest of the three at each, where it is above 0.5."""
+    ramps = np.array([[0.9, 0.8, 0.7, 0.6, 0.4], [0.6, 0.7, 0.8, 0.9, 0.45], [0.55, 0.81, 0.75, 0.6, 0.3]], np.float32)
+    probabilities = np.repeat(ramps[:, None], 5, axis=1)
+    matrices = np.repeat(UNIT[None], 3, axis=0)
+    masks = full(paste_masks(probabilities, matrices, 5, 5, exclusive=True), 5, 5)
+    assert masks[:, 2].astype(int).tolist() == [[1, 0, 0, 0, 0], [0, 0, 1, 1, 0], [0, 1, 0, 0, 0]]
+
+
+def test_of_equally_sure_people_the_first_has_the_px() -> None:
+    probabilities = np.full((3, 6, 6), 0.7, np.float32)
+    probabilities[2, :, 3:] = 0.8
+    matrices = np.repeat(UNIT[None], 3, axis=0)
+    masks = paste_masks(probabilities, matrices, 6, 6, exclusive=True)
+    assert [(mask.x0, mask.mask.sum()) for mask in masks] == [(0, 18), (0, 0), (3, 18)]
+    alphas = full(paste_alpha(probabilities[:2], matrices[:2], 6, 6, exclusive=True), 6, 6)
+    assert alphas[0].min() > 128 and not alphas[1].any()
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.3])
+def test_alpha_at_a_seam(shift: float) -> None:
+    """One is surer on the left, the other on the right, and both are sure enough on both sides: no px is lost between
+    them, each ends within a px of the seam, and the loser leaves no line where their own mask would have ended.
+    """
+    columns = np.linspace(0.98, 0.02, 32)
+    left = np.where(np.arange(32) < 24, np.linspace(1.0, 0.6, 32), 0.0)  # ends itself at 24
+    right = np.where(np.arange(32) > 7, columns[::-1] * 0.5 + 0.5, 0.0)
+    probabilities = np.repeat(np.stack((left, right)).astype(np.float32)[:, None], 32, axis=1)
+    matrices = np.repeat(np.array([[[0.5, 0, shift], [0, 0.5, 0]]]), 2, axis=0)
+    alone = full(paste_alpha(probabilities, matrices, 64, 64), 64, 64)[:, 32]
+    alphas = full(paste_alpha(probabilities, matrices, 64, 64, exclusive=True), 64, 64)[:, 32].astype(int)
+    assert alone[0, 46] and alone[1, 16]  # their own ends lie inside the other
+    owner_ends = np.flatnonzero(alphas[0] >= 128)[-1]
+    difference = np.interp((np.arange(64) * 0.5 + shift), np.arange(32), left - right)
+    assert owner_ends == np.flatnonzero(difference >= 0)[np.flatnonzero(difference >= 0) < 40][-1]
+    assert not alphas[0, owner_ends + 2 :].any() and not alphas[1, : owner_ends - 1].any()
+    assert alphas[0, owner_ends + 1] < 128 and alphas[1, owner_ends] < 128
+    assert alphas[0, owner_ends + 1] + alphas[1, owner_ends] > 0  # antialiased
+    np.testing.assert_array_equal(alphas.max(axis=0), alone.max(axis=0))
+
+
+def test_nan_claims_nothing_from_others() -> None:
+    probabilities = np.full((2, 4, 4), 0.6, np.float32)
+    probabilities[1] = 0.9
+    probabilities[1, 2, 2] = np.nan
+    matrices = np.repeat(UNIT[None], 2, axis=0)
+    masks = full(paste_masks(probabilities, matrices, 4, 4, exclusive=True), 4, 4)
+    expected = np.zeros((4, 4), bool)
+    expected[1:3, 1:3] = True  # all that the NaN is a neighbour of, with weight 0
+    np.testing.assert_array_equal(masks[0], expected)
+    np.testing.assert_array_equal(masks[1], ~expected)
