@@ -219,14 +219,27 @@ def at_offset(cutout: Cutout, linear: F64, offset: F64, low: F64, high: F64, *, 
 
 
 def place(
-    rng: Generator, cutout: Cutout, drawn_height: float, near: Placement | None, height: int, width: int
+    rng: Generator,
+    cutout: Cutout,
+    drawn_height: float,
+    near: Placement | None,
+    height: int,
+    width: int,
+    *,
+    close: bool = False,
 ) -> Placement:
-    """Somewhere on the canvas, or in touch with somebody who stands there; cut-off people at its lower border."""
+    """Somewhere on the canvas, or in touch with somebody who stands there; cut-off people at its lower border.
+
+    ``close``: so near to them that one hides most of the other.
+    """
     linear, mirrored, low, high = turned(rng, cutout, drawn_height)
     drawn_w, drawn_h = high - low
     if near is not None:
         side = rng.choice((-1.0, 1.0))
-        gap = rng.uniform(0.05, 0.55) if rng.random() < 0.75 else rng.uniform(0.55, 1.2)
+        if close:
+            gap = rng.uniform(0.0, 0.3)
+        else:
+            gap = rng.uniform(0.05, 0.55) if rng.random() < 0.75 else rng.uniform(0.55, 1.2)
         centre_x = (near.box[0] + near.box[2]) / 2 + side * gap * max(near.box[2] - near.box[0], drawn_w)
         bottom = near.box[3] + rng.normal(0, 0.05) * drawn_h
     else:
@@ -304,8 +317,13 @@ def occluder_shape(rng: Generator, height: int, width: int, box: F64) -> U8:
     return shape
 
 
-def compose_scene(rng: Generator, library: CutoutLibrary, height: int, width: int) -> Scene:
-    """Render one scene with exact visible masks, (height, width) px; everybody is listed unless nearly invisible."""
+def compose_scene(
+    rng: Generator, library: CutoutLibrary, height: int, width: int, *, close_share: float = 0.0
+) -> Scene:
+    """Render one scene with exact visible masks, (height, width) px; everybody is listed unless nearly invisible.
+
+    ``close_share``: of the people beside somebody, as good as in the same place.
+    """
     image = library.background(rng, height, width).astype(np.float32)
     labels = np.zeros((height, width), np.uint8)
     count = 1 + int(rng.choice(len(PEOPLE_SHARE), p=PEOPLE_SHARE))
@@ -317,7 +335,8 @@ def compose_scene(rng: Generator, library: CutoutLibrary, height: int, width: in
         drawn = scene_height * np.exp(rng.normal(0, 0.16)) * (0.65 if cutout.cut_below else 1.0)
         drawn = float(np.clip(drawn, 16, 2.2 * height))
         near = placements[rng.integers(len(placements))] if placements and rng.random() < 0.72 else None
-        placements.append(place(rng, cutout, drawn, near, height, width))
+        close = near is not None and close_share > 0 and rng.random() < close_share
+        placements.append(place(rng, cutout, drawn, near, height, width, close=close))
     by_depth = sorted(placements, key=lambda p: float(p.box[3])) if rng.random() < 0.6 else placements
     occluder_after = int(rng.integers(count)) if rng.random() < 0.35 else -1
 

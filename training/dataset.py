@@ -386,7 +386,7 @@ class SceneDataset(torch.utils.data.Dataset[Scene]):
         if self.settings.order == "drawn":
             choice = int(rng.choice(len(self.share), p=self.share))
         if self.settings.order == "drawn" and choice == 0:
-            scene = compose_scene(rng, self.cutouts, height, width)
+            scene = compose_scene(rng, self.cutouts, height, width, close_share=self.settings.close_share)
         else:
             if self.settings.order == "epochs":
                 source, photo = self.photos[self._place_in_epoch(index)]

@@ -22,12 +22,21 @@ CENTRE_SIGMA_CELLS = 1.5
 INCOMPLETE_WEIGHT = 0.1  # weight of empty regions in pictures where not everybody is labelled
 
 
-def mask_loss(logits: Tensor, targets: Tensor, *, dice_weight: float = 0.5) -> Tensor:
+def mask_loss(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    dice_weight: float = 0.5,
+    strangers: Tensor | None = None,
+    stranger_weight: float = 0.0,
+) -> Tensor:
     """Cross-entropy plus a share of a soft Dice loss; logits and targets (N, S, S), mean over people.
 
-    Without Dice it is the paper's loss: the logit is the difference of its two classes' logits.
+    Without Dice it is the paper's loss: the logit is the difference of its two classes' logits. Px where ``strangers``
+    is 1 weigh ``stranger_weight`` more in the cross-entropy.
     """
-    entropy = F.binary_cross_entropy_with_logits(logits, targets)
+    weight = None if strangers is None or stranger_weight == 0 else 1 + stranger_weight * strangers
+    entropy = F.binary_cross_entropy_with_logits(logits, targets, weight)
     if dice_weight == 0:
         return entropy
     p = logits.sigmoid().flatten(1)

@@ -307,9 +307,16 @@ class LiveNetwork(nn.Module):
         levels, trunk = self.trunk(image)
         return {**self.heads(levels, trunk), "features": self.mask_laterals(levels, trunk)}
 
-    def segment(self, features: Tensor, feature_from_roi: Tensor, roi_image: Tensor, roi_keypoints: Tensor) -> Tensor:
-        """Mask logits [N, S, S]; arguments as in the segment graph."""
+    def segment(
+        self,
+        features: Tensor,
+        feature_from_roi: Tensor,
+        roi_image: Tensor,
+        roi_keypoints: Tensor,
+        present: tuple[Tensor, Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Mask logits [N, S, S]; arguments as in the segment graph, and see `training.windows.seg_inputs`."""
         logits: Tensor = self.seg_module(
-            seg_inputs(self.settings, features, feature_from_roi, roi_image, roi_keypoints)
+            seg_inputs(self.settings, features, feature_from_roi, roi_image, roi_keypoints, present)
         )
         return logits

@@ -177,12 +177,19 @@ class PaperNetwork(nn.Module):
         """Pictures as in `features` -> `features` by name, as the live network gives them."""
         return {"features": self.features(image)}
 
-    def segment(self, features: Tensor, feature_from_roi: Tensor, roi_image: Tensor, roi_keypoints: Tensor) -> Tensor:
+    def segment(
+        self,
+        features: Tensor,
+        feature_from_roi: Tensor,
+        roi_image: Tensor,
+        roi_keypoints: Tensor,
+        present: tuple[Tensor, Tensor, Tensor] | None = None,
+    ) -> Tensor:
         """Mask logits [N, S, S]: that of person less that of background, whose sigmoid is the softmax of both.
 
-        Arguments as in the segment graph.
+        Arguments as in the segment graph, and see `training.windows.seg_inputs`.
         """
-        both = self.seg_module(seg_inputs(self.settings, features, feature_from_roi, roi_image, roi_keypoints))
+        both = self.seg_module(seg_inputs(self.settings, features, feature_from_roi, roi_image, roi_keypoints, present))
         return both[:, 1] - both[:, 0]
 
 

@@ -19,6 +19,7 @@ MAY_CHANGE = (
     "init_resnet",
     "init_mask_rcnn",
     "init_checkpoint",
+    "init_artifact",
     "steps",
     "workers",
     "log_every",
@@ -101,6 +102,7 @@ class TrainSettings:
     sources: tuple[SourceSettings, ...] = ()
     backgrounds: tuple[str, ...] = ()  # folders of pictures without people, relative to `data`
     compose_weight: float = 0.6  # share of samples composed from cut-out people
+    close_share: float = 0.0  # of the people beside somebody in composed scenes: as good as in the same place
     canvas: tuple[int, int] = (256, 320)  # height, width of a training picture, multiples of 32
     view: str = "random"  # random: turned and scaled views; letterbox: whole photographs, centred in a square canvas
     order: str = "drawn"  # drawn: samples with replacement, by weight; epochs: every photograph once, then again
@@ -109,6 +111,7 @@ class TrainSettings:
     init_resnet: Path | None = None  # ImageNet weights of ResNet-50: of the paper's backbone or Mask R-CNN's
     init_mask_rcnn: Path | None = None  # weights of torchvision's Mask R-CNN to start from
     init_checkpoint: Path | None = None  # checkpoint folder to start from (weights only)
+    init_artifact: Path | None = None  # model folder (as `training.export_onnx` writes it) to start from
     seed: int = 0
     steps: int = 6000
     batch_size: int = 8  # pictures per step and process
@@ -130,6 +133,7 @@ class TrainSettings:
     gradient_clip: float = 5.0
     ema: float = 0.998
     mask_loss_weight: float = 3.0
+    stranger_weight: float = 0.0  # how much more px of other people count in the mask loss
     dice_weight: float = 0.5  # of the Dice term beside the cross-entropy; the paper has none
     roi_augmentation_share: float = 0.85  # share of ROIs that are turned, scaled and shifted; the release: all
     pose_jitter: bool = True  # true poses get the errors of found ones; the paper: never
@@ -205,7 +209,7 @@ def settings_from_json(content: dict[str, Any], **overrides: Any) -> TrainSettin
     unknown = sorted(set(merged) - known)
     if unknown:
         raise ValueError(f"unknown training settings {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-    for name in ("data", "output", "init_movenet", "init_resnet", "init_mask_rcnn", "init_checkpoint"):
+    for name in ("data", "output", "init_movenet", "init_resnet", "init_mask_rcnn", "init_checkpoint", "init_artifact"):
         if merged.get(name) is not None:
             merged[name] = Path(merged[name])
     if isinstance(merged.get("model"), dict):

@@ -27,6 +27,7 @@ from torch import Tensor, distributed
 from engines.signatures import KEYPOINT_OUTPUTS
 from kernels.coordinates import F32
 from kernels.groupings import READS, GroupingParameters, group_people, grouping_parameters
+from training.artifact_weights import load_artifact_weights, restore_norms
 from training.checkpoint import (
     CheckpointError,
     latest_checkpoint,
@@ -47,6 +48,8 @@ from training.resnet_weights import load_resnet
 from training.rois import build_rois
 from training.settings import SCHEDULES, TrainSettings, settings_from_json, with_changes
 
+NORM_SCENES = 48  # that tell the statistics of norm layers which an export has folded away
+PERSON_SCORE = 0.2  # people found with less are not there for each other, about as in serving
 JOINT_THRESHOLD = 0.15  # a decoded joint below it counts as not found
 
 
@@ -138,8 +141,13 @@ def build_optimiser(network: Network, settings: TrainSettings) -> torch.optim.Op
     return kind(groups, betas=(0.9, 0.999), eps=1e-8)
 
 
-def found_poses(maps: dict[str, Tensor], parameters: GroupingParameters, keypoints: str = "centre") -> list[F32]:
-    """Poses the network itself finds in each picture of the batch, (M, 17, 3) with v in {0, 2}; none in broken maps."""
+def found_poses(
+    maps: dict[str, Tensor], parameters: GroupingParameters, keypoints: str = "centre", *, least_score: float = 0.0
+) -> list[F32]:
+    """Poses the network itself finds in each picture of the batch, (M, 17, 3) with v in {0, 2}; none in broken maps.
+
+    People whose score is below ``least_score`` are left out.
+    """
     pictures = len(maps["heatmaps"])
     finite = (bool(torch.isfinite(read).all()) for name, read in maps.items() if name != "features")
     if not all(finite):  # the loss will say so, with the samples
@@ -149,7 +157,8 @@ def found_poses(maps: dict[str, Tensor], parameters: GroupingParameters, keypoin
         tensors = {n: t.float().cpu().numpy() for n, t in zip(names, TENSORS_OF[keypoints](maps), strict=False)}
     poses = []
     for image in range(pictures):
-        found, _ = group_people({name: tensors[name][image] for name in READS[type(parameters)]}, parameters)
+        found, scores = group_people({name: tensors[name][image] for name in READS[type(parameters)]}, parameters)
+        found = found[scores >= least_score]
         pose = found.copy()
         pose[..., 2] = np.where(found[..., 2] > JOINT_THRESHOLD, 2, 0)
         pose[pose[..., 2] == 0] = 0
@@ -215,10 +224,15 @@ class Trainer(torch.nn.Module):
                 losses["distilled"] = settings.distill_weight * distillation_loss(maps, theirs, targets, incomplete)
         if settings.mask_loss_weight == 0:
             return losses
+        neighbours = settings.model.skeleton.neighbours
+        found = None
+        if settings.predicted_pose_share > 0:
+            least = PERSON_SCORE if neighbours else 0.0
+            found = found_poses(maps, self.decoding, settings.model.keypoints, least_score=least)
         rois = build_rois(
             rng,
             scenes,
-            found_poses(maps, self.decoding, settings.model.keypoints) if settings.predicted_pose_share > 0 else None,
+            found,
             self.templates,
             size=settings.model.roi_size,
             max_rois=settings.max_rois,
@@ -228,12 +242,19 @@ class Trainer(torch.nn.Module):
             align=settings.model.align,
             fallback=whole_input_window(network, *image.shape[-2:]),
             feature_from_input=network.feature_from_input,
+            neighbours=neighbours,
         )
         if rois is not None:
             rois = rois.to(image.device)
-            logits = network.segment(maps["features"], rois.feature_from_roi, rois.roi_image, rois.roi_keypoints)
+            logits = network.segment(
+                maps["features"], rois.feature_from_roi, rois.roi_image, rois.roi_keypoints, rois.present
+            )
             losses["mask"] = settings.mask_loss_weight * mask_loss(
-                logits.float(), rois.targets, dice_weight=settings.dice_weight
+                logits.float(),
+                rois.targets,
+                dice_weight=settings.dice_weight,
+                strangers=rois.strangers,
+                stranger_weight=settings.stranger_weight,
             )
         else:
             losses["mask"] = 0.0 * maps["features"].sum()
@@ -278,6 +299,8 @@ def new_network(settings: TrainSettings) -> Network:
             network.load_state_dict(start.state_dict())
         except RuntimeError as error:
             raise CheckpointError(f"{settings.init_checkpoint} holds another network: {error}") from error
+    elif settings.init_artifact is not None:
+        load_artifact_weights(network, settings.init_artifact)
     elif settings.init_movenet is not None:
         load_movenet(network, settings.init_movenet)
     elif isinstance(network, MaskRcnnNetwork):
@@ -358,6 +381,9 @@ def train(settings: TrainSettings, *, stop_after: int | None = None) -> Path:
         TimeRemainingColumn(),
         disable=quiet,
     )
+    if newest is None and settings.init_artifact is not None:
+        restore_norms(model, network, [dataset[index] for index in range(NORM_SCENES)])
+        average.load_state_dict(network.state_dict())
     set_mode(network, settings)
     sums: dict[str, float] = {}
     started, pictures, summed = time.monotonic(), 0, 0
@@ -482,6 +508,9 @@ def parse_arguments(arguments: list[str] | None = None) -> TrainSettings:
     )
     parser.add_argument("--init-mask-rcnn", type=Path, help="weights of torchvision's Mask R-CNN, 2 or 91 classes")
     parser.add_argument("--init-checkpoint", type=Path, help="checkpoint folder to start from")
+    parser.add_argument(
+        "--init-artifact", type=Path, help="model folder to start from, such as the installed engines/artifacts/live"
+    )
     parser.add_argument(
         "--set",
         action="append",

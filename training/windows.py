@@ -118,13 +118,19 @@ def reference_sampling(feature_from_roi: Tensor, compat: str, height: int, width
 
 
 def seg_inputs(
-    settings: ModelSettings, features: Tensor, feature_from_roi: Tensor, roi_image: Tensor, roi_keypoints: Tensor
+    settings: ModelSettings,
+    features: Tensor,
+    feature_from_roi: Tensor,
+    roi_image: Tensor,
+    roi_keypoints: Tensor,
+    present: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> Tensor:
     """What the SegModule reads: aligned features, the skeleton, the other people; (N, `seg_channels`, S, S).
 
     Args:
         settings: `skeleton`, `align.compat` and `roi_size` are read.
         features, feature_from_roi, roi_image, roi_keypoints: as in the segment graph.
+        present: see `kernels.torch_neighbours.neighbour_features`.
     """
     size, sampling = settings.roi_size, feature_from_roi
     if settings.align.compat != "exact":
@@ -139,7 +145,7 @@ def seg_inputs(
     drawn = skeleton_features(roi_keypoints.to(aligned.dtype), size)
     if not settings.skeleton.neighbours:
         return torch.cat((aligned, drawn), dim=1)
-    others = neighbour_features(feature_from_roi, roi_image, roi_keypoints, size)
+    others = neighbour_features(feature_from_roi, roi_image, roi_keypoints, size, present)
     return torch.cat((aligned, drawn, others.to(aligned.dtype)), dim=1)
 
 

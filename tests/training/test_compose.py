@@ -223,3 +223,13 @@ def test_backgrounds_are_crops_of_the_right_size(library: CutoutLibrary) -> None
         for height, width in ((32, 64), (320, 96), (1, 40)):
             crop = library.background(np.random.default_rng(seed), height, width)
             assert crop.shape == (height, width, 3) and crop.dtype == np.uint8
+
+
+def test_close_people_hide_each_other_more(library: CutoutLibrary) -> None:
+    def crowding(close_share: float) -> float:
+        scenes = [
+            compose_scene(np.random.default_rng(seed), library, 96, 128, close_share=close_share) for seed in range(120)
+        ]
+        return float(np.mean([scene.max_iou.max() for scene in scenes if len(scene.keypoints) > 1]))
+
+    assert crowding(1.0) > crowding(0.0) + 0.1

@@ -246,3 +246,23 @@ def test_distillation_pulls_only_where_nothing_is_labelled() -> None:
         assert not gradient[1].any(), name  # the complete picture teaches by its labels alone
         assert not gradient[0, :, labelled].any(), name
         assert gradient[0].any(), name
+
+
+def test_px_of_strangers_weigh_more_in_the_mask_loss() -> None:
+    targets = torch.zeros(1, 4, 4)
+    strangers = torch.zeros(1, 4, 4)
+    strangers[0, 0] = 1
+    on_strangers, elsewhere = torch.full((1, 4, 4), -9.0), torch.full((1, 4, 4), -9.0)
+    on_strangers[0, 0] = 2.0
+    elsewhere[0, 3] = 2.0
+
+    def loss(logits: torch.Tensor, weight: float) -> float:
+        return float(mask_loss(logits, targets, dice_weight=0, strangers=strangers, stranger_weight=weight))
+
+    assert (
+        loss(on_strangers, 0)
+        == pytest.approx(loss(elsewhere, 0))
+        == pytest.approx(float(mask_loss(elsewhere, targets, dice_weight=0)))
+    )
+    assert loss(elsewhere, 3) == pytest.approx(loss(elsewhere, 0), rel=1e-3)
+    assert loss(on_strangers, 3) == pytest.approx(4 * loss(on_strangers, 0), rel=1e-3)

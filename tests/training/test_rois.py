@@ -8,11 +8,12 @@ import numpy as np
 
 from kernels.coordinates import compose, invert, transform_points
 from kernels.pose_fit import PAPER_TEMPLATES, fit_poses, prepare_templates, whole_frame_roi
+from kernels.torch_neighbours import neighbour_features
 from tests.training.drawn_people import drawn_mask, drawn_pose, rle
-from training.dataset import PhotoMasks, Scene
+from training.dataset import LABEL_COVERED, PhotoMasks, Scene
 from training.model import FEATURE_FROM_INPUT
 from training.model_settings import AlignSettings
-from training.rois import build_rois, oks, target_mask
+from training.rois import MISSED_SHARE, build_rois, oks, strangers_mask, target_mask
 from training.windows import roi_from_boxes, roi_from_people
 
 TEMPLATES = prepare_templates(PAPER_TEMPLATES)
@@ -262,3 +263,82 @@ def test_a_target_comes_out_of_the_photographs_own_mask_where_it_is_kept() -> No
     np.testing.assert_array_equal(
         target_mask(replace(where, photo_masks=twice), 0, larger, SIZE), target_mask(kept, 0, matrix, SIZE)
     )
+
+
+def test_strangers_are_the_other_listed_people_only() -> None:
+    where = scene(20, 50, 90)
+    where.labels[:8] = LABEL_COVERED
+    whole = np.array([[1.0, 0, 0], [0, 1.0, 0]])
+    for person in range(3):
+        others = (where.labels > 0) & (where.labels != person + 1) & (where.labels < LABEL_COVERED)
+        np.testing.assert_array_equal(strangers_mask(where, person, whole, 160)[:96], others)
+    rois = plain([where])
+    assert rois is not None
+    assert not (rois.strangers * rois.targets).any()
+    assert rois.strangers.sum(dim=(1, 2)).min() > 20
+
+
+def places(rois, part) -> np.ndarray:
+    """(M, 17, 2) joints of ``part`` of a batch in px of the picture."""
+    matrices, _, keypoints = part
+    input_from_feature = invert(np.array(FEATURE_FROM_INPUT))
+    matrix = compose(input_from_feature, matrices.numpy().astype(np.float64))
+    return transform_points(matrix, keypoints[..., :2].numpy().astype(np.float64))
+
+
+def test_everybody_is_there_for_each_other() -> None:
+    """Those without a mask, too, and who is not among the people chosen to be learned."""
+    scenes = [replace(scene(20, 50, 90), has_mask=np.array([1, 0, 1], np.uint8)), scene(), scene(60)]
+    rois = plain(scenes, neighbours=True, max_rois=1)
+    assert rois is not None and rois.present is not None
+    assert len(rois.targets) == 1
+    assert rois.present[1].tolist() == [0, 0, 0, 2]
+    expected = np.concatenate([where.keypoints[..., :2] for where in scenes])
+    np.testing.assert_allclose(places(rois, rois.present), expected, atol=0.01)
+    assert plain(scenes).present is None
+
+
+def test_nobody_is_a_neighbour_of_themselves() -> None:
+    """However a window was moved and a pose jittered: who stands alone has nobody beside them."""
+    for seed in range(8):
+        rois = build_rois(
+            np.random.default_rng(seed),
+            [scene(20), scene(90)],
+            None,
+            TEMPLATES,
+            size=SIZE,
+            max_rois=9,
+            predicted_share=0.0,
+            neighbours=True,
+        )
+        assert rois is not None
+        maps = neighbour_features(rois.feature_from_roi, rois.roi_image, rois.roi_keypoints, SIZE, rois.present)
+        assert not maps.any()
+
+
+def test_found_people_are_there_phantoms_included_and_doubtful_ones_not() -> None:
+    """One person found well, one badly (their own bad pose is no neighbour), and a phantom far away."""
+    where = scene(10, 100)
+    good, bad, phantom = where.keypoints[0] + (1.5, 0, 0), where.keypoints[1] + (5.0, 0, 0), drawn_pose(55, 10, 40)
+    found = np.stack([good, bad, phantom]).astype(np.float32)
+    similarity = oks(where.keypoints, found)
+    assert similarity[0, 0] > 0.4 and 0.1 < similarity[1, 1] < 0.4 and similarity[:, 2].max() < 0.1
+    counts = []
+    for seed in range(60):
+        rois = build_rois(
+            np.random.default_rng(seed),
+            [where],
+            [found],
+            TEMPLATES,
+            size=SIZE,
+            max_rois=9,
+            predicted_share=1.0,
+            neighbours=True,
+        )
+        assert rois is not None and rois.present is not None
+        there = places(rois, rois.present)
+        for pose in there:
+            assert min(np.abs(pose - other[:, :2]).max() for other in (good, phantom)) < 0.01
+        counts.append(len(there))
+    assert max(counts) == 2 and 0 < np.mean(counts) / 2 < 1
+    assert abs(1 - np.mean(counts) / 2 - MISSED_SHARE) < 0.08
