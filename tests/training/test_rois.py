@@ -266,7 +266,7 @@ def test_a_target_comes_out_of_the_photographs_own_mask_where_it_is_kept() -> No
 
 
 def test_strangers_are_the_other_listed_people_only() -> None:
-    where = scene(20, 50, 90)
+    where = scene(20, 40, 60)
     where.labels[:8] = LABEL_COVERED
     whole = np.array([[1.0, 0, 0], [0, 1.0, 0]])
     for person in range(3):
