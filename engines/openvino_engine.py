@@ -7,6 +7,7 @@ can compute with them: see `OpenVinoEngine` for where that is done.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     import openvino
 
 _HINTS = {"float32": "f32", "bfloat16": "bf16"}
+_one_core: openvino.Core | None = None
+_one_core_lock = threading.Lock()
 _FAR = 1e6  # feature index that a matrix with NaN or infinity samples at: outside of every map, so zeros
 
 
@@ -59,8 +62,7 @@ class OpenVinoEngine:
             )
         # OpenVINO forgets which sizes must be equal and computes with those that differ: they are checked before.
         self._inputs, self._outputs = declared_tensors(self._path, content)
-        core = openvino.Core()
-        core.add_extension(_affine_align_extension())
+        core = _core_of_this_process()
         try:
             model = core.read_model(str(self._path) if content is None else content)
             self.precision = _precision_for(options.precision, core, model)
@@ -109,6 +111,26 @@ class OpenVinoEngine:
 
     def close(self) -> None:
         self._request = None
+
+
+def _core_of_this_process() -> openvino.Core:
+    """OpenVINO with our operator, loaded once and kept to the end.
+
+    The CPU plug-in of each `Core` gives the thread that loads it a stack for signal handlers, and unmaps that stack
+    when it goes (`SigAltStackSetup`, openvinotoolkit/openvino#11894). If the plug-ins of two cores do not go in reverse
+    order, or one goes in another thread, a thread is left with a stack that is unmapped, and the next signal that
+    Python handles there (Ctrl-C, SIGTERM, SIGCHLD, a timer) is a segmentation fault. The plug-in of this core never
+    goes.
+    """
+    import openvino
+
+    global _one_core  # noqa: PLW0603  one for the process
+    with _one_core_lock:
+        if _one_core is None:
+            core = openvino.Core()
+            core.add_extension(_affine_align_extension())
+            _one_core = core
+        return _one_core
 
 
 def _precision_for(wanted: str, core: openvino.Core, model: openvino.Model) -> str:

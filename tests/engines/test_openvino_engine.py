@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from engines.engine import EngineLoadError, EngineOptions, EngineRunError, Tenso
 from engines.openvino_engine import OpenVinoEngine
 from tests.engines.graphs import add_graph
 
+ROOT = Path(__file__).parents[2]
 ONE_THREAD = EngineOptions(threads=1)
 HAS_BFLOAT16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
@@ -108,6 +110,41 @@ def test_missing_library_is_an_error_with_advice(add_path: Path, monkeypatch: py
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(EngineLoadError, match="pip install openvino"):
         open_engine(add_path, engine="openvino")
+
+
+SIGNALS = """
+import signal, sys, threading
+from engines.engine import EngineOptions
+from engines.openvino_engine import OpenVinoEngine
+
+def hear():
+    signal.raise_signal(signal.SIGTERM)
+
+def opened():
+    return OpenVinoEngine(sys.argv[1], EngineOptions(threads=1))
+
+heard = []
+signal.signal(signal.SIGTERM, lambda *_: heard.append("heard"))
+for order in ((0, 1), (1, 0)):
+    engines = opened(), opened()
+    hear()
+    for index in order:
+        engines[index].close()
+        hear()
+engine = opened()
+closing = threading.Thread(target=engine.close)
+closing.start()
+closing.join()
+hear()
+print(len(heard))
+"""
+
+
+def test_signals_find_their_handlers_whatever_was_closed_in_any_order_by_any_thread(add_path: Path) -> None:
+    """In a process of its own: a signal stack that OpenVINO unmapped would end it with a segmentation fault."""
+    command = [sys.executable, "-c", SIGNALS, str(add_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (0, "7\n"), done.stderr
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 96), (96, 160)])
