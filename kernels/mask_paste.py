@@ -228,12 +228,16 @@ def _fill(probabilities: F32, matrices: F64, threshold: float, supports: I64, bo
 
 @compiled
 def _probability(bordered: F32, u: float, v: float) -> float:
-    """Interpolated at (u, v), which lies in the map."""
+    """Interpolated at (u, v), which lies in the map.
+
+    Between equal values it is exactly that value: people who are equally sure stay so, wherever their windows lie.
+    """
     u0, v0 = int(u), int(v)
     fu, fv = u - u0, v - v0
-    top = bordered[v0, u0] * (1.0 - fu) + bordered[v0, u0 + 1] * fu
-    bottom = bordered[v0 + 1, u0] * (1.0 - fu) + bordered[v0 + 1, u0 + 1] * fu
-    value: float = top * (1.0 - fv) + bottom * fv
+    p00, p10 = np.float64(bordered[v0, u0]), np.float64(bordered[v0 + 1, u0])
+    top = p00 + (bordered[v0, u0 + 1] - p00) * fu
+    bottom = p10 + (bordered[v0 + 1, u0 + 1] - p10) * fu
+    value: float = top + (bottom - top) * fv
     return value
 
 
@@ -400,8 +404,8 @@ def _bilinear_reference(image: F64, u: F64, v: F64) -> F64:
     u0, v0 = np.floor(u).astype(np.int64), np.floor(v).astype(np.int64)
     fu, fv = u - u0, v - v0
     taps = [[padded[v0 + 2 + dv, np.minimum(u0 + 2 + du, side + 3)] for du in range(2)] for dv in range(2)]
-    top, bottom = (row[0] * (1 - fu) + row[1] * fu for row in taps)
-    value: F64 = top * (1 - fv) + bottom * fv
+    top, bottom = (row[0] + (row[1] - row[0]) * fu for row in taps)
+    value: F64 = top + (bottom - top) * fv
     return value
 
 
@@ -494,13 +498,13 @@ def _fill_alpha(probabilities: F32, matrices: F64, threshold: float, supports: I
                 u, v = a * x + u_row + 1.0, c * x + v_row + 1.0
                 u0, v0 = int(u), int(v)
                 fu, fv = u - u0, v - v0
-                p00, p01 = bordered[v0, u0], bordered[v0, u0 + 1]
-                p10, p11 = bordered[v0 + 1, u0], bordered[v0 + 1, u0 + 1]
-                top, bottom = p00 * (1.0 - fu) + p01 * fu, p10 * (1.0 - fu) + p11 * fu
-                probability = top * (1.0 - fv) + bottom * fv
+                p00, p01 = np.float64(bordered[v0, u0]), np.float64(bordered[v0, u0 + 1])
+                p10, p11 = np.float64(bordered[v0 + 1, u0]), np.float64(bordered[v0 + 1, u0 + 1])
+                top, bottom = p00 + (p01 - p00) * fu, p10 + (p11 - p10) * fu
+                probability = top + (bottom - top) * fv
                 if not probability > floor:  # NaN is not
                     continue
-                along_u = (np.float64(p01) - p00) * (1.0 - fv) + (np.float64(p11) - p10) * fv
+                along_u = (p01 - p00) * (1.0 - fv) + (p11 - p10) * fv
                 along_v = bottom - top
                 rise = edge_px * np.sqrt((along_u * a + along_v * c) ** 2 + (along_u * b + along_v * d) ** 2)
                 steepness = 1.0 / rise if rise * STEEPEST > 1.0 else STEEPEST
@@ -610,12 +614,12 @@ def _slope(bordered: F32, matrix: F64, x: int, y: int) -> tuple[float, float, fl
     u, v = a * x + (b * y + matrix[0, 2]) + 1.0, c * x + (d * y + matrix[1, 2]) + 1.0
     u0, v0 = int(u), int(v)
     fu, fv = u - u0, v - v0
-    p00, p01 = bordered[v0, u0], bordered[v0, u0 + 1]
-    p10, p11 = bordered[v0 + 1, u0], bordered[v0 + 1, u0 + 1]
-    top, bottom = p00 * (1.0 - fu) + p01 * fu, p10 * (1.0 - fu) + p11 * fu
-    along_u = (np.float64(p01) - p00) * (1.0 - fv) + (np.float64(p11) - p10) * fv
+    p00, p01 = np.float64(bordered[v0, u0]), np.float64(bordered[v0, u0 + 1])
+    p10, p11 = np.float64(bordered[v0 + 1, u0]), np.float64(bordered[v0 + 1, u0 + 1])
+    top, bottom = p00 + (p01 - p00) * fu, p10 + (p11 - p10) * fu
+    along_u = (p01 - p00) * (1.0 - fv) + (p11 - p10) * fv
     along_v = bottom - top
-    return top * (1.0 - fv) + bottom * fv, along_u * a + along_v * c, along_u * b + along_v * d
+    return top + (bottom - top) * fv, along_u * a + along_v * c, along_u * b + along_v * d
 
 
 def paste_alpha_reference(

@@ -121,7 +121,7 @@ def pasted_masks(bits: NDArray[np.integer], boxes: I32) -> list[PastedMask]:
 
     Returns:
         One PastedMask per person; empty where no bit is set. Equal to `kernels.mask_paste.paste_masks` except at px
-        whose interpolated probability is within 1e-4 of the threshold.
+        whose interpolated probability is within 1e-4 of the threshold or, with ``exclusive``, of another person's.
 
     Raises:
         ValueError: shapes, or fewer words than the boxes need.

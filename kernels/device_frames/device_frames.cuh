@@ -509,20 +509,20 @@ struct PastePlan {
   long long alpha_plane_stride, alpha_row_stride;
   long long words;  // that fit the output
   int alpha_planes;
+  int exclusive;  // not 0: a px that several people claim goes to the surest of them
 };
 
 template <typename T> HOST_DEVICE float tap(const T* map, int place, bool inside) {
   return inside ? to_arithmetic(map[place]) : 0.0f;
 }
 
-// Whether the interpolated probability at ROI px (u, v) exceeds the threshold; NaN anywhere says no. No branches: the
-// loads of several rows are under way before the first is needed.
-template <typename T>
-HOST_DEVICE bool is_person(const T* map, int size, float u, float v, float threshold, bool wanted) {
+// Interpolated at ROI px (u, v); -1 where it is not wanted or all is zero around, NaN where a NaN has a share. No
+// branches: the loads of several rows are under way before the first is needed.
+template <typename T> HOST_DEVICE float probability_at(const T* map, int size, float u, float v, bool wanted) {
   const float end = (float)size;
   const bool near = wanted & (u > -1.0f) & (u < end) & (v > -1.0f) & (v < end);
 #ifndef __CUDA_ARCH__
-  if (!near) return false;
+  if (!near) return -1.0f;
 #endif
   const int left = near ? floor_of(u) : -2, top = near ? floor_of(v) : -2;
   const float right_share = u - (float)left, lower_share = v - (float)top;
@@ -531,9 +531,9 @@ HOST_DEVICE bool is_person(const T* map, int size, float u, float v, float thres
   const int place = top * size + left;
   const float a = tap(map, place, has_top & has_left), b = tap(map, place + 1, has_top & has_right);
   const float c = tap(map, place + size, has_bottom & has_left), d = tap(map, place + size + 1, has_bottom & has_right);
-  const float upper = a * (1.0f - right_share) + b * right_share;
-  const float lower = c * (1.0f - right_share) + d * right_share;
-  return near & (upper * (1.0f - lower_share) + lower * lower_share > threshold);
+  // Between equal values exactly that value: people who are equally sure stay so, wherever their windows lie.
+  const float upper = a + (b - a) * right_share, lower = c + (d - c) * right_share;
+  return near ? upper + (lower - upper) * lower_share : -1.0f;
 }
 
 // What one look at all ROI px that a tile's px interpolate says of the tile: inside a person, and away from everybody,
@@ -581,7 +581,80 @@ HOST_DEVICE void tint(byte_t* rgb, unsigned color, unsigned opacity) {
 struct alignas(16) PasteScratch {
   PersonRecord people[STAGED_PEOPLE];
   byte_t tiles[TILES_ACROSS][TILE_ROWS * 3 * ROW_PIXELS];
+  int owners[TILES_ACROSS][TILE_ROWS * ROW_PIXELS];  // index of the person each px is left to, -1 where that is nobody
 };
+
+// The part of the frame that a warp works on.
+struct Tile {
+  int x0, y0, count, rows;  // first px, px across and down
+};
+
+// A bit for each of up to 32 people whose boxes touch the tile.
+HOST_DEVICE unsigned people_who_touch(const PersonRecord* people, int here, const Tile& tile, int maps) {
+  bool touches[LANES];
+  for (int slot = 0; slot < LANES; ++slot) {
+    const int k = lane_of(slot);
+    touches[slot] = false;
+    if (k < here) {
+      const PersonRecord& person = people[k];
+      touches[slot] = person.x0 < tile.x0 + tile.count && person.x1 > tile.x0 && person.y0 < tile.y0 + tile.rows &&
+                      person.y1 > tile.y0 && (unsigned)person.index < (unsigned)maps;
+    }
+  }
+  return bits_of_row(touches);
+}
+
+// Where several people's boxes touch a tile: leave each px to the surest of those who claim it, of equally sure ones to
+// the one with the lowest index, and return true. Each probability is computed once, here: who is left a px does not
+// depend on how two places in the code round. Each lane writes and later reads its own column of `owners`.
+template <typename T>
+HOST_DEVICE bool settle_tile(const PersonRecord* RESTRICT records, const T* RESTRICT probabilities,
+                             const PastePlan& plan, const Tile& tile, int* owners) {
+  bool some = false, several = false;
+  for (int base = 0; base < plan.records; base += STAGED_PEOPLE) {
+    const int here = smaller(STAGED_PEOPLE, plan.records - base);
+    const unsigned touching = people_who_touch(records + base, here, tile, plan.people);
+    several |= (touching & (touching - 1u)) != 0 || (some && touching != 0);
+    some |= touching != 0;
+  }
+  if (!several) return false;
+  float best[TILE_ROWS][LANES];
+  UNROLLED for (int row = 0; row < TILE_ROWS; ++row) {
+    for (int slot = 0; slot < LANES; ++slot) {
+      best[row][slot] = -1.0f;
+      owners[row * ROW_PIXELS + lane_of(slot)] = -1;
+    }
+  }
+  for (int base = 0; base < plan.records; base += STAGED_PEOPLE) {
+    const int here = smaller(STAGED_PEOPLE, plan.records - base);
+    unsigned left = people_who_touch(records + base, here, tile, plan.people);
+    for (; left != 0; left &= left - 1u) {
+      const PersonRecord& person = records[base + lowest_bit(left)];
+      const float* m = person.roi_from_frame;
+      const T* map = probabilities + (long long)person.index * plan.size * plan.size;
+      const float u0 = (float)((double)m[0] * tile.x0 + (double)m[1] * tile.y0 + (double)m[2]);
+      const float v0 = (float)((double)m[3] * tile.x0 + (double)m[4] * tile.y0 + (double)m[5]);
+      const Cover cover = cover_of_tile(map, plan.size, m, u0, v0, plan.threshold);
+      if (cover == Cover::NONE) continue;
+      const int first_row = larger(person.y0 - tile.y0, 0), end_row = smaller(person.y1 - tile.y0, tile.rows);
+      UNROLLED for (int row = 0; row < TILE_ROWS; ++row) {
+        for (int slot = 0; slot < LANES; ++slot) {
+          const int lane = lane_of(slot), x = tile.x0 + lane, place = row * ROW_PIXELS + lane;
+          const bool inside = (row >= first_row) & (row < end_row) & (x >= person.x0) & (x < person.x1) &
+                              (lane < tile.count);
+          const float value = probability_at(map, plan.size, u0 + (m[0] * (float)lane + m[1] * (float)row),
+                                             v0 + (m[3] * (float)lane + m[4] * (float)row), inside);
+          const bool claims = inside & ((cover == Cover::ALL) | (value > plan.threshold));
+          if (claims && (value > best[row][slot] || (value == best[row][slot] && person.index < owners[place]))) {
+            best[row][slot] = value;
+            owners[place] = person.index;
+          }
+        }
+      }
+    }
+  }
+  return true;
+}
 
 // Move a tile of RGB between the frame and scratch: words where rows lie at multiples of 4, else bytes.
 template <bool TO_SCRATCH>
@@ -615,6 +688,9 @@ HOST_DEVICE void paste_block(const PersonRecord* RESTRICT records, const T* REST
                              int block_y, int tile, PasteScratch& scratch) {
   const int x0 = (block_x * TILES_ACROSS + tile) * ROW_PIXELS, y0 = block_y * TILE_ROWS;
   const int count = smaller(ROW_PIXELS, plan.frame_width - x0), rows = smaller(TILE_ROWS, plan.frame_height - y0);
+  const Tile here_px = {x0, y0, count, rows};
+  int* owners = scratch.owners[tile];
+  const bool settled = plan.exclusive != 0 && settle_tile(records, probabilities, plan, here_px, owners);
   byte_t* corner = frame + y0 * plan.frame_row_stride + 3 * x0;  // unused without a frame
   byte_t* pixels = scratch.tiles[tile];
   bool loaded = false;
@@ -625,17 +701,8 @@ HOST_DEVICE void paste_block(const PersonRecord* RESTRICT records, const T* REST
               reinterpret_cast<const byte_t*>(records + base) + 16 * piece);
     }
     wait_for_block();
-    bool touches[LANES];
-    for (int slot = 0; slot < LANES; ++slot) {
-      const int k = lane_of(slot);
-      touches[slot] = false;
-      if (k < here) {
-        const PersonRecord& person = scratch.people[k];
-        touches[slot] = person.x0 < x0 + count && person.x1 > x0 && person.y0 < y0 + rows && person.y1 > y0 &&
-                        (unsigned)person.index < (unsigned)plan.people;
-      }
-    }
-    for (unsigned left = bits_of_row(touches); left != 0; left &= left - 1u) {
+    unsigned left = people_who_touch(scratch.people, here, here_px, plan.people);
+    for (; left != 0; left &= left - 1u) {
       const PersonRecord& person = scratch.people[lowest_bit(left)];
       const float* m = person.roi_from_frame;
       const T* map = probabilities + (long long)person.index * plan.size * plan.size;
@@ -643,7 +710,7 @@ HOST_DEVICE void paste_block(const PersonRecord* RESTRICT records, const T* REST
       const float u0 = (float)((double)m[0] * x0 + (double)m[1] * y0 + (double)m[2]);
       const float v0 = (float)((double)m[3] * x0 + (double)m[4] * y0 + (double)m[5]);
       const int first_row = larger(person.y0 - y0, 0), end_row = smaller(person.y1 - y0, rows);
-      const Cover cover = cover_of_tile(map, plan.size, m, u0, v0, plan.threshold);
+      const Cover cover = settled ? Cover::PARTLY : cover_of_tile(map, plan.size, m, u0, v0, plan.threshold);
       unsigned own_rows[LANES] = {};  // bit r: row r of this lane's column is person
       unsigned words[LANES] = {};     // of row `lane`
       unsigned any = 0;
@@ -653,9 +720,12 @@ HOST_DEVICE void paste_block(const PersonRecord* RESTRICT records, const T* REST
           for (int slot = 0; slot < LANES; ++slot) {
             const int lane = lane_of(slot), x = x0 + lane;
             inside[slot] = (row >= first_row) & (row < end_row) & (x >= person.x0) & (x < person.x1) & (lane < count);
-            if (cover == Cover::PARTLY) {
-              inside[slot] = is_person(map, plan.size, u0 + (m[0] * (float)lane + m[1] * (float)row),
-                                       v0 + (m[3] * (float)lane + m[4] * (float)row), plan.threshold, inside[slot]);
+            if (settled) {
+              inside[slot] = inside[slot] & (owners[row * ROW_PIXELS + lane] == person.index);
+            } else if (cover == Cover::PARTLY) {
+              inside[slot] = probability_at(map, plan.size, u0 + (m[0] * (float)lane + m[1] * (float)row),
+                                            v0 + (m[3] * (float)lane + m[4] * (float)row), inside[slot]) >
+                             plan.threshold;
             }
             own_rows[slot] |= (unsigned)inside[slot] << row;
           }

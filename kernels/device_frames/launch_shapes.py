@@ -73,6 +73,7 @@ class PasteParameters(ctypes.Structure):
         ("alpha_row_stride", ctypes.c_longlong),
         ("words", ctypes.c_longlong),
         ("alpha_planes", ctypes.c_int),
+        ("exclusive", ctypes.c_int),
     )
 
 

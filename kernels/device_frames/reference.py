@@ -48,6 +48,7 @@ def paste_and_blend_reference(
     colors: U8,
     opacity: float,
     order: NDArray[np.integer] | None = None,
+    exclusive: bool = False,
 ) -> tuple[U8, list[PastedMask]]:
     """Masks of everybody over the whole frame, then one blend after the other in float64, each rounded.
 
@@ -59,12 +60,15 @@ def paste_and_blend_reference(
         colors: (N, 3) uint8 RGB.
         opacity: share of the colour, 0..1.
         order: people from bottom to top; that of the arguments when not given.
+        exclusive: a px that several people claim goes to the surest of them alone.
 
     Returns:
         The blended frame, and the masks.
     """
     height, width = frame.shape[:2]
-    masks = paste_masks_reference(probabilities, roi_from_frame, height, width, threshold=threshold)
+    masks = paste_masks_reference(
+        probabilities, roi_from_frame, height, width, threshold=threshold, exclusive=exclusive
+    )
     blended = frame.copy()
     for n in range(len(masks)) if order is None else order:
         inside = masks[n].in_frame(height, width)

@@ -62,7 +62,7 @@ torch.library.define(
 torch.library.define(
     "pose2seg::paste_and_blend",
     "(Tensor probabilities, Tensor records, Tensor(a!) bits, Tensor(b!)? frame, Tensor(c!)? alpha, "
-    "float threshold, float opacity, int frame_height, int frame_width) -> ()",
+    "float threshold, float opacity, int frame_height, int frame_width, bool exclusive=False) -> ()",
 )
 
 
@@ -150,6 +150,7 @@ def _paste_and_blend(
     opacity: float,
     frame_height: int,
     frame_width: int,
+    exclusive: bool = False,
 ) -> None:
     _check_paste(probabilities, records, bits, frame, alpha, threshold, opacity, (frame_height, frame_width))
     if not len(records) or not len(probabilities):
@@ -167,6 +168,7 @@ def _paste_and_blend(
         *((0, 0) if planes is None else planes.stride()[:2]),
         len(bits),
         0 if planes is None else len(planes),
+        int(exclusive),
     )
     outputs = [ctypes.c_void_p() if tensor is None else pointer(tensor) for tensor in (frame, alpha, bits)]
     _run(
@@ -434,6 +436,7 @@ def paste_and_blend(
     frame_width: int,
     *,
     threshold: float = 0.5,
+    exclusive: bool = False,
     frame: Tensor | None = None,
     colors: U8 | None = None,
     opacity: float = 1.0,
@@ -450,6 +453,7 @@ def paste_and_blend(
         frame_height: px.
         frame_width: px.
         threshold: a px is person where the interpolated probability is greater; 0 <= threshold < 1.
+        exclusive: a px that several people claim goes to the surest of them alone, of equally sure ones to the first.
         frame: (H, W, 3) uint8, changed in place: px of a person move towards that person's colour by ``opacity``, one
             person after the other; each result is rounded. Within a level of the tint of `pipeline.overlay`.
         colors: (N, 3) uint8 RGB.
@@ -494,7 +498,7 @@ def paste_and_blend(
         )
     records = torch.from_numpy(plan.records).to(probabilities.device, non_blocking=True)
     torch.ops.pose2seg.paste_and_blend(
-        probabilities, records, bits, frame, alpha, threshold, opacity, frame_height, frame_width
+        probabilities, records, bits, frame, alpha, threshold, opacity, frame_height, frame_width, exclusive
     )
     return bits, plan
 

@@ -316,6 +316,17 @@ def test_of_equally_sure_people_the_first_has_the_px() -> None:
     assert alphas[0].min() > 128 and not alphas[1].any()
 
 
+def test_equally_sure_people_with_other_windows_are_still_equally_sure() -> None:
+    """No px of the common part is the second's: rounding decides nothing where both maps are flat."""
+    probabilities = np.full((2, 16, 16), np.float32(0.9995117), np.float32)
+    matrices = np.array([[[0.31, 0.12, -1.3], [-0.12, 0.31, 4.1]], [[0.27, -0.05, 1.7], [0.05, 0.27, -2.2]]])
+    first, second = full(paste_masks(probabilities, matrices, 60, 60), 60, 60)
+    masks = full(paste_masks(probabilities, matrices, 60, 60, exclusive=True), 60, 60)
+    inner = np.s_[10:30, 15:35]
+    assert (first & second)[inner].all()
+    assert masks[0][inner].all() and not masks[1][inner].any()
+
+
 @pytest.mark.parametrize("shift", [0.0, 0.3])
 def test_alpha_at_a_seam(shift: float) -> None:
     """One is surer on the left, the other on the right, and both are sure enough on both sides: no px is lost between
