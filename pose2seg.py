@@ -60,6 +60,7 @@ def stream(
     joint_threshold: float | None = None,
     smooth_joints: bool = False,
     mask_threshold: float = 0.5,
+    overlapping_masks: bool = False,
     max_frames: int | None = None,
     queue_depth: int = 2,
     image_fps: float = 2.0,
@@ -86,6 +87,7 @@ def stream(
         joint_threshold: joints below this confidence (0..1) do not guide the mask; the model's own by default.
         smooth_joints: hold joints that tremble still; masks do not change.
         mask_threshold: mask pixels are those above this probability (0..1).
+        overlapping_masks: a px may lie in several masks, as in the paper; else only in that of the surest person.
         max_frames: stop after this many frames.
         queue_depth: frames that may wait between two stages.
         image_fps: pictures a second that still images count as.
@@ -116,6 +118,7 @@ def stream(
         joint_threshold=joint_threshold,
         smooth_joints=smooth_joints,
         mask_threshold=mask_threshold,
+        overlapping_masks=overlapping_masks,
         max_frames=max_frames,
         queue_depth=queue_depth,
         image_fps=image_fps,

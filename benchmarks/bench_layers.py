@@ -45,7 +45,7 @@ BAND_PX = 10
 
 
 def maker(*, refine: bool = False, steady: bool = False) -> AlphaMaker:
-    return AlphaMaker(mask_threshold=0.5, refine=refine, steady=steady)
+    return AlphaMaker(mask_threshold=0.5, exclusive=False, refine=refine, steady=steady)
 
 
 def costs(results: list[FrameResult]) -> dict[str, list[float]]:

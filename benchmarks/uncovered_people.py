@@ -80,7 +80,7 @@ def covered_px(covered: CoveredFrame) -> np.ndarray:
 
 def uncovered(reference: Reference, clip: str, aheads: Sequence[int], *, frames: int) -> list[dict[str, Any]]:
     """One row for each number of frames held back; all see the same run."""
-    maker = AlphaMaker(mask_threshold=0.5, refine=False, steady=False)
+    maker = AlphaMaker(mask_threshold=0.5, exclusive=False, refine=False, steady=False)
     lines = {ahead: CoveredFrames(maker, ChosenPeople(), frames=60, ahead=ahead) for ahead in aheads}
     left: dict[int, list[tuple[int, int]]] = defaultdict(list)
     seen: Counter[int] = Counter()

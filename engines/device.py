@@ -146,6 +146,7 @@ class Device(Protocol):
         frame_width: int,
         *,
         threshold: float,
+        exclusive: bool,
         paint: Paint | None,
     ) -> Pasted:
         """Masks into the frame, see `kernels.mask_paste.paste_masks`.
@@ -157,6 +158,7 @@ class Device(Protocol):
             frame_height: px.
             frame_width: px.
             threshold: a px is person where the interpolated probability is greater.
+            exclusive: a px that several people claim goes to the surest of them alone.
             paint: tint a copy of the picture, too.
         """
 
@@ -210,9 +212,12 @@ class HostDevice:
         frame_width: int,
         *,
         threshold: float,
+        exclusive: bool,
         paint: Paint | None,  # noqa: ARG002  the overlay does it together with its contours
     ) -> Pasted:
-        crops = paste_masks(probabilities, roi_from_frame, frame_height, frame_width, threshold=threshold)
+        crops = paste_masks(
+            probabilities, roi_from_frame, frame_height, frame_width, threshold=threshold, exclusive=exclusive
+        )
         return Pasted(crops=crops, painted=None)
 
     def ceilings(self) -> Ceilings:

@@ -118,6 +118,7 @@ class TorchDevice:
         frame_width: int,
         *,
         threshold: float,
+        exclusive: bool,
         paint: Paint | None,
     ) -> Pasted:
         with self.stream(), _memory_errors():
@@ -132,6 +133,7 @@ class TorchDevice:
                 frame_height,
                 frame_width,
                 threshold=threshold,
+                exclusive=exclusive,
                 frame=canvas,
                 colors=None if paint is None else paint.colors,
                 opacity=0.0 if paint is None else paint.opacity,

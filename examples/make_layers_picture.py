@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("output", type=Path)
     parser.add_argument("--frame", type=int, default=FRAME)
     options = parser.parse_args(arguments)
-    maker = AlphaMaker(mask_threshold=0.5, refine=True, steady=True)
+    maker = AlphaMaker(mask_threshold=0.5, exclusive=False, refine=True, steady=True)
     everybody, first = ChosenPeople(), ChosenPeople(ids=frozenset({1}), others=False)
     covered = CoveredFrames(maker, everybody, frames=60)
     others = CoveredFrames(maker, ChosenPeople(ids=frozenset({1})), frames=60)

@@ -220,6 +220,7 @@ def compose_stages(
             device,
             mask_threshold=settings.mask_threshold,
             draw=draw and shows_people and not hides,
+            exclusive_masks=not settings.overlapping_masks,
             smooth_joints=settings.smooth_joints,
         )
     ]

@@ -132,6 +132,9 @@ class Settings:
         False, "hold joints that tremble still, in what is drawn and in what is written; masks do not change"
     )
     mask_threshold: float = _option(0.5, "mask pixels are those above this probability (0..1)", metavar="P")
+    overlapping_masks: bool = _option(
+        False, "a px may lie in several masks, as in the paper; else only in that of the surest person"
+    )
     max_frames: int | None = _option(None, "stop after this many frames", metavar="N")
     queue_depth: int = _option(2, "frames that may wait between two stages", metavar="N")
     image_fps: float = _option(2.0, "pictures a second when images become a video", metavar="FPS")

@@ -22,18 +22,28 @@ class ComposeStage:
 
     name = "compose"
 
-    def __init__(self, device: Device, *, mask_threshold: float, draw: bool, smooth_joints: bool = False) -> None:
+    def __init__(
+        self,
+        device: Device,
+        *,
+        mask_threshold: float,
+        draw: bool,
+        exclusive_masks: bool = True,
+        smooth_joints: bool = False,
+    ) -> None:
         """Set up.
 
         Args:
             device: where the probabilities lie.
             mask_threshold: pixels above this probability are person.
             draw: make `FrameResult.drawn`; needless when no output shows pictures.
+            exclusive_masks: a px that several people claim is in the mask of the surest alone.
             smooth_joints: people get the joints of `pipeline.smoothing`; the masks message keeps those found.
         """
         self._device = device
         self._mask_threshold = mask_threshold
         self._draw = draw
+        self._exclusive_masks = exclusive_masks
         self._smooth_joints = smooth_joints
         self._smoothers: defaultdict[int, JointSmoother] = defaultdict(JointSmoother)  # one for each stream
 
@@ -42,9 +52,8 @@ class ComposeStage:
         return self._smoothers[stream]
 
     def open(self) -> None:
-        paste_masks(  # compiles
-            np.zeros((1, 8, 8), np.float32), np.array([[[1, 0, 0], [0, 1, 0]]], np.float32), 8, 8, threshold=0.5
-        )
+        windows = np.repeat(np.array([[[1, 0, 0], [0, 1, 0]]], np.float32), 2, axis=0)
+        paste_masks(np.ones((2, 8, 8), np.float32), windows, 8, 8, exclusive=self._exclusive_masks)  # compiles
 
     def process(self, masks: InstanceMasks) -> FrameResult:
         rois = masks.rois
@@ -60,6 +69,7 @@ class ComposeStage:
             frame.height,
             frame.width,
             threshold=self._mask_threshold,
+            exclusive=self._exclusive_masks,
             paint=_paint(rois.ids, best_first) if self._draw and picture is not None else None,
         )
         bare = replace(masks, rois=replace(rois, poses=replace(poses, features=None)), on_device=None)

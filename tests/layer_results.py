@@ -31,9 +31,13 @@ def result_of(
     image: np.ndarray | None = None,
     clip: int = 0,
     empty_masks: bool = False,
+    sure: float = 1.0,
+    exclusive: bool = True,
     pts: int | None = None,
 ) -> FrameResult:
-    """People (id -> x0, y0, x1, y1) whose masks fill their boxes, or are empty."""
+    """People (id -> x0, y0, x1, y1) whose masks fill their boxes, or are empty; each is ``sure`` times as sure as the
+    one before.
+    """
     frame = Frame(
         index=number,
         source="a.mp4",
@@ -47,9 +51,12 @@ def result_of(
     masks = replace(masks, rois=replace(masks.rois, ids=np.array(list(people), np.int32)))
     if empty_masks:
         masks = replace(masks, probabilities=np.zeros_like(masks.probabilities))
-    return ComposeStage(HostDevice(), mask_threshold=0.5, draw=False).process(masks)
+    shares = np.float32(sure) ** np.arange(len(masks.probabilities), dtype=np.float32)
+    masks = replace(masks, probabilities=masks.probabilities * shares[:, None, None])
+    stage = ComposeStage(HostDevice(), mask_threshold=0.5, draw=False, exclusive_masks=exclusive)
+    return stage.process(masks)
 
 
 def plain_maker() -> AlphaMaker:
     """Alphas of each frame for itself."""
-    return AlphaMaker(mask_threshold=0.5, refine=False, steady=False)
+    return AlphaMaker(mask_threshold=0.5, exclusive=False, refine=False, steady=False)

@@ -302,6 +302,7 @@ class _OneFile:
             device,
             mask_threshold=settings.mask_threshold,
             draw="video" in self._options.write,
+            exclusive_masks=not settings.overlapping_masks,
             smooth_joints=settings.smooth_joints,
         )
         sheet = ContactSheetSink(self._folder / "sheet.png", overwrite=True)

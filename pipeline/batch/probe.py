@@ -104,7 +104,8 @@ def measured_fps(probes: Iterable[Probe], settings: Settings, *, kinds: Sequence
 def _measure(item: BatchInput, model: Model, settings: Settings, *, video: bool) -> tuple[int, float]:
     device = device_of(model.keypoint_engine, model.segment_engine, frames_per_call=settings.batch)
     keypoints, affine, segment = model_stages(settings, model, device)
-    compose = ComposeStage(device, mask_threshold=settings.mask_threshold, draw=video)
+    exclusive = not settings.overlapping_masks
+    compose = ComposeStage(device, mask_threshold=settings.mask_threshold, draw=video, exclusive_masks=exclusive)
     reader = SegmentedVideo(item.path, shown=item.name, segment_s=86400.0)
     with tempfile.TemporaryDirectory() as folder:
         sink = VideoSink(

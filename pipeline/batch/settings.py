@@ -19,7 +19,15 @@ from pipeline.settings import Settings, flag_of
 #: Options of a single run that mean the same here.
 SHARED = (
     *("model", "engine", "device", "precision", "threads", "batch", "long_side", "person_threshold"),
-    *("joint_threshold", "smooth_joints", "mask_threshold", "queue_depth", "video_crf", "video_preset"),
+    *(
+        "joint_threshold",
+        "smooth_joints",
+        "mask_threshold",
+        "overlapping_masks",
+        "queue_depth",
+        "video_crf",
+        "video_preset",
+    ),
     *("video_encoder", "stats_every_s"),
     *("layer_ids", "layer_background", "refine_edges", "steady_edges", "cover_frames", "hide_ahead"),
 )
@@ -100,6 +108,7 @@ class BatchSettings:
     joint_threshold: float | None = _shared("joint_threshold")
     smooth_joints: bool = _shared("smooth_joints")
     mask_threshold: float = _shared("mask_threshold")
+    overlapping_masks: bool = _shared("overlapping_masks")
     queue_depth: int = _shared("queue_depth")
     video_crf: int = _shared("video_crf")
     video_preset: str = _shared("video_preset")

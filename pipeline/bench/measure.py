@@ -305,7 +305,12 @@ def _pipeline(
             keypoints if case.people is None else GivenPeople(keypoints, case.people),
             affine,
             segment,
-            ComposeStage(device, mask_threshold=settings.mask_threshold, draw=bool(sinks)),
+            ComposeStage(
+                device,
+                mask_threshold=settings.mask_threshold,
+                draw=bool(sinks),
+                exclusive_masks=not settings.overlapping_masks,
+            ),
             WriteStage(sinks),
         ],
         queue_depth=max(settings.queue_depth, case.batch),

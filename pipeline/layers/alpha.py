@@ -25,20 +25,25 @@ class PersonAlpha:
 
     person: Person
     alpha: PastedAlpha
+    pasted: PastedAlpha
+    """The same before its edges were refined and steadied."""
 
 
 class AlphaMaker:
     """Keeps the frame before, to hold edges still. Asked again about the newest frame, it gives what it made."""
 
-    def __init__(self, *, mask_threshold: float, refine: bool, steady: bool) -> None:
+    def __init__(self, *, mask_threshold: float, exclusive: bool, refine: bool, steady: bool) -> None:
         """Set up.
 
         Args:
             mask_threshold: alpha is 128 or more above this probability, before refining and steadying.
+            exclusive: a px that is somebody's is no part of anybody else, see `paste_alpha`; before refining and
+                steadying, too. Not for hiding: each person who is hidden is covered wherever they may be.
             refine: move edges onto edges of the picture.
             steady: hold edges still where the picture stands still.
         """
         self._mask_threshold = mask_threshold
+        self._exclusive = exclusive
         self._refine = refine
         self._steady = steady
         self._result: FrameResult | None = None
@@ -84,7 +89,12 @@ class AlphaMaker:
             gray_before = None
         self._gray = gray
         pasted = paste_alpha(
-            result.masks.probabilities, rois.roi_from_frame, frame.height, frame.width, threshold=self._mask_threshold
+            result.masks.probabilities,
+            rois.roi_from_frame,
+            frame.height,
+            frame.width,
+            threshold=self._mask_threshold,
+            exclusive=self._exclusive,
         )
         row_of = {int(person_id): row for row, person_id in enumerate(rois.ids)}
         alphas = []
@@ -96,7 +106,7 @@ class AlphaMaker:
                 alpha = _refined(alpha, gray, max(REFINE_RADIUS_MIN_PX, round(radius_px)))
             if gray is not None and gray_before is not None and person.id in self._alpha_before:
                 alpha = _steadied(alpha, self._alpha_before[person.id], gray, gray_before)
-            alphas.append(PersonAlpha(person=person, alpha=alpha))
+            alphas.append(PersonAlpha(person=person, alpha=alpha, pasted=pasted[row]))
         return alphas
 
 

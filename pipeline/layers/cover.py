@@ -18,13 +18,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.coordinates import F32, U8
-from kernels.mask_paste import PastedAlpha
+from kernels.mask_paste import PastedAlpha, PastedMask
 from kernels.skeleton import LIMBS
-from pipeline.layers.alpha import AlphaMaker, PersonAlpha, alpha_of_state, alpha_state, box_of, crop_of, enlarged
+from pipeline.layers.alpha import (
+    AlphaMaker,
+    PersonAlpha,
+    alpha_of_state,
+    alpha_state,
+    box_of,
+    crop_of,
+    enlarged,
+    trimmed,
+)
 from pipeline.layers.options import ChosenPeople
 from pipeline.messages import Frame, FrameResult
 from pipeline.person import Person
 
+HALF = 128  # alpha of a px whose probability is above the threshold
 FAINT = 32  # alpha from which a px is taken for a part of the person
 MARGIN_SHARE = 0.04  # of the person's long side, around the mask
 MARGIN_MIN_PX = 4
@@ -72,7 +82,7 @@ class CoverMemory:
         """Set up.
 
         Args:
-            maker: of the run's alphas.
+            maker: of alphas that may lie over one another: whoever is covered is covered where somebody else is surer.
             chosen: who is covered.
             frames: how many frames a person who is not found stays covered.
         """
@@ -212,10 +222,10 @@ def _seen_of_state(state: dict[str, Any]) -> _Seen:
 
 
 def _updated(before: _Seen | None, one: PersonAlpha, frames: int, steps: int, height: int, width: int) -> _Seen:
-    person = one.person
+    person = _with_all_px(one)
     _, _, box_width, box_height = person.bbox
     now = _Seen(
-        region=_region(one, height, width),
+        region=_region(person, one.alpha, height, width),
         joints=person.keypoints,
         joint_visible=person.joint_visible,
         long_side=max(box_width, box_height),
@@ -246,15 +256,20 @@ def _speed_px(before: _Seen, now: _Seen, frame_steps: int) -> float | None:
     return min(float(np.median(ways)) / frame_steps, SPEED_MAX_SHARE * now.long_side)
 
 
-def _region(one: PersonAlpha, height: int, width: int) -> PastedAlpha:
+def _with_all_px(one: PersonAlpha) -> Person:
+    """The person with the mask that the network gave, with the px that somebody else was surer of."""
+    claimed = trimmed(replace(one.pasted, alpha=_at_least(one.pasted.alpha, HALF)))
+    return replace(one.person, crop=PastedMask(x0=claimed.x0, y0=claimed.y0, mask=claimed.alpha > 0))
+
+
+def _region(person: Person, alpha: PastedAlpha, height: int, width: int) -> PastedAlpha:
     """The mask, or the joints' box where there is none, and the limbs and the head."""
-    person = one.person
     _, _, box_width, box_height = person.bbox
     long_side = max(box_width, box_height)
     head = round(HEAD_SHARE * long_side)
     # The mask as the network gave it, too: refining or steadying an edge must not uncover anything.
     mask = PastedAlpha(x0=person.crop.x0, y0=person.crop.y0, alpha=person.crop.mask.view(np.uint8) * np.uint8(255))
-    certain = _union(PastedAlpha(x0=one.alpha.x0, y0=one.alpha.y0, alpha=_at_least(one.alpha.alpha, FAINT)), mask)
+    certain = _union(replace(alpha, alpha=_at_least(alpha.alpha, FAINT)), mask)
     if not certain.alpha.any():
         return _box_of_joints(person, round(BOX_MARGIN_SHARE * long_side), height, width)
     if not head or not person.joint_visible.any():

@@ -56,7 +56,7 @@ class CoveredFrames:
         """Set up.
 
         Args:
-            maker: of the run's alphas.
+            maker: see `CoverMemory`.
             chosen: who is covered.
             frames: how many frames a person who is not found stays covered.
             ahead: how many frames are held back.

@@ -69,7 +69,7 @@ class HideStage:
     def process_held(self, result: FrameResult) -> Sequence[FrameResult]:
         stream = result.frame.stream
         if stream not in self._streams:
-            maker = AlphaMaker(mask_threshold=self._mask_threshold, refine=False, steady=False)
+            maker = AlphaMaker(mask_threshold=self._mask_threshold, exclusive=False, refine=False, steady=False)
             covered = CoveredFrames(maker, self._chosen, frames=self._frames, ahead=self._ahead)
             paints: dict[str, HidingPaint] = {"blur": blur, "pixelate": pixelate, "remove": Remover()}
             self._streams[stream] = (covered, paints[self._kind])

@@ -63,7 +63,9 @@ class HidingSink:
 
 
 class LayerSet:
-    """The sinks of all ``--layer``, and what they remember; alphas and covers of a frame are made once for all."""
+    """The sinks of all ``--layer``, and what they remember; alphas and covers of a frame are made once for all,
+    those of layers that hide people and of the others apart where masks do not overlap.
+    """
 
     def __init__(
         self,
@@ -88,11 +90,11 @@ class LayerSet:
         self._layers = read_layers(settings.layer) if layers is None else tuple(layers)
         self._make_writer = writer_of if make_writer is None else make_writer
         self._chosen = read_ids(settings.layer_ids)
-        self._maker = AlphaMaker(
-            mask_threshold=settings.mask_threshold, refine=settings.refine_edges, steady=settings.steady_edges
-        )
+        self._maker = _maker(settings, exclusive=not settings.overlapping_masks)
+        # Whoever is hidden is covered wherever they may be, though somebody else may be surer there.
+        self._covering_maker = self._maker if settings.overlapping_masks else _maker(settings, exclusive=False)
         self._covered = CoveredFrames(
-            self._maker, self._chosen, frames=settings.cover_frames, ahead=settings.hide_ahead
+            self._covering_maker, self._chosen, frames=settings.cover_frames, ahead=settings.hide_ahead
         )
         self._remembering: dict[int, PerPersonSink | PresenceMapSink | pictures.Remover] = {}
         self._heatmap_at_end = heatmap_at_end
@@ -102,6 +104,7 @@ class LayerSet:
         """What the next frame needs, to be asked before the sinks are closed; see `pipeline.layers.state`."""
         return {
             "alpha": self._maker.to_state(),
+            "covering_alpha": self._covering_maker.to_state(),
             "covered": self._covered.to_state() if any(layer.kind in HIDING for layer in self._layers) else None,
             "layers": [[number, layer.to_state()] for number, layer in self._remembering.items()],
         }
@@ -109,6 +112,7 @@ class LayerSet:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on where `to_state` was called."""
         self._maker.restore(state["alpha"])
+        self._covering_maker.restore(state["covering_alpha"])
         if state["covered"] is not None:
             self._covered.restore(state["covered"])
         for number, layer_state in state["layers"]:
@@ -154,6 +158,15 @@ class LayerSet:
         return _paint(layer, self._settings, self._maker, self._chosen)
 
 
+def _maker(settings: Settings, *, exclusive: bool) -> AlphaMaker:
+    return AlphaMaker(
+        mask_threshold=settings.mask_threshold,
+        exclusive=exclusive,
+        refine=settings.refine_edges,
+        steady=settings.steady_edges,
+    )
+
+
 def _paint(layer: Layer, settings: Settings, maker: AlphaMaker, chosen: ChosenPeople) -> pictures.Paint:
     if layer.kind == "cutout":
         return pictures.cutout(maker, chosen)
@@ -173,9 +186,7 @@ def make_layer_paint(settings: Settings, layer: Layer) -> pictures.Paint:
     Raises:
         SettingsError: the picture of ``--layer-background`` cannot be read.
     """
-    maker = AlphaMaker(
-        mask_threshold=settings.mask_threshold, refine=settings.refine_edges, steady=settings.steady_edges
-    )
+    maker = _maker(settings, exclusive=not settings.overlapping_masks)
     return _paint(layer, settings, maker, read_ids(settings.layer_ids))
 
 

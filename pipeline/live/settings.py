@@ -19,7 +19,15 @@ TRANSPORTS = ("tcp", "udp")
 #: Options of a file's run that mean the same here.
 SHARED = (
     *("model", "engine", "device", "decode", "precision", "threads", "batch", "long_side", "person_threshold"),
-    *("joint_threshold", "smooth_joints", "mask_threshold", "video_preset", "video_encoder", "stats_every_s"),
+    *(
+        "joint_threshold",
+        "smooth_joints",
+        "mask_threshold",
+        "overlapping_masks",
+        "video_preset",
+        "video_encoder",
+        "stats_every_s",
+    ),
     *("draw", "hide", "hide_ahead", "layer_ids", "layer_background", "refine_edges", "steady_edges", "cover_frames"),
     "skip_still",
 )
@@ -146,6 +154,7 @@ class LiveSettings:
     joint_threshold: float | None = _shared("joint_threshold")
     smooth_joints: bool = _shared("smooth_joints")
     mask_threshold: float = _shared("mask_threshold")
+    overlapping_masks: bool = _shared("overlapping_masks")
     video_crf: int = _option(23, "quality of recordings, 0 (lossless) to 51", metavar="N")
     video_preset: str = _option("ultrafast", "effort of the video encoder", choices=VIDEO_PRESETS)
     video_encoder: str = _shared("video_encoder")

@@ -77,7 +77,7 @@ class ViewPainter:
 
     def __init__(self, options: ViewOptions, *, mask_threshold: float) -> None:
         self._options = options
-        self._maker = AlphaMaker(mask_threshold=mask_threshold, refine=False, steady=False)
+        self._maker = AlphaMaker(mask_threshold=mask_threshold, exclusive=False, refine=False, steady=False)
         kept = frozenset() if options.selected is None else frozenset({options.selected})
         self._covers = CoverMemory(self._maker, ChosenPeople(ids=kept, others=True), frames=COVER_FRAMES)
 

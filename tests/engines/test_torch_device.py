@@ -56,9 +56,10 @@ def tensor_model(**limits):
     )
 
 
-def run(frames, model, device, *, draw: bool = True):
+def run(frames, model, device, *, draw: bool = True, exclusive: bool = False):
+    """The fake network gives everybody all people of their window alike, so whose a px is would be up to rounding."""
     stages = model_stages(Settings(source="x"), model, device)
-    compose = ComposeStage(device, mask_threshold=0.5, draw=draw)
+    compose = ComposeStage(device, mask_threshold=0.5, draw=draw, exclusive_masks=exclusive)
     poses = stages[0].process_batch(frames)
     masks = stages[2].process_batch([stages[1].process(item) for item in poses])
     return [compose.process(item) for item in masks]
@@ -104,6 +105,20 @@ def test_results_are_those_of_the_host(frames_per_call, limits) -> None:
         assert result.drawn is not result.frame.image
 
 
+def test_masks_that_do_not_overlap_are_together_those_that_do() -> None:
+    images = crowd(8)
+    for exclusive, whole in zip(
+        run(frames_of(images), tensor_model(), TorchDevice("cpu", frames_per_call=3), exclusive=True),
+        run(frames_of(images), tensor_model(), TorchDevice("cpu", frames_per_call=3)),
+        strict=True,
+    ):
+        masks, claimed = (sum(one.mask.astype(int) for one in result.people) for result in (exclusive, whole))
+        if whole.people:
+            assert masks.max() == 1
+            np.testing.assert_array_equal(masks > 0, claimed > 0)
+            assert (len(whole.people) < 2) == (claimed.max() == 1)
+
+
 def test_painting_is_the_tint_of_the_overlay() -> None:
     images = crowd(4)
     device = TorchDevice("cpu", frames_per_call=1)
@@ -114,7 +129,8 @@ def test_painting_is_the_tint_of_the_overlay() -> None:
         assert (result.frame.image == images[result.frame.index]).all()  # the frame itself stays as it was
 
 
-def test_people_over_people_are_painted_in_order() -> None:
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_people_over_people_are_painted_in_order(exclusive: bool) -> None:
     device = TorchDevice("cpu", frames_per_call=1)
     image = np.full((64, 64, 3), 100, np.uint8)
     matrices = np.tile(np.array([[1, 0, 0], [0, 1, 0]], np.float32), (2, 1, 1))
@@ -127,13 +143,15 @@ def test_people_over_people_are_painted_in_order() -> None:
             64,
             64,
             threshold=0.5,
+            exclusive=exclusive,
             paint=Paint(colors=colors, opacity=MASK_OPACITY, order=np.array(order, np.int32)),
         )
         expected = np.full(3, 100.0)
-        for person in order:
+        for person in [0] if exclusive else order:  # both are as sure
             expected = np.rint((1 - MASK_OPACITY) * expected + MASK_OPACITY * colors[person])
         np.testing.assert_allclose(pasted.painted[32, 32], expected, atol=1)
-        assert [crop.mask.all() for crop in pasted.crops] == [True, True]
+        assert all(crop.mask.all() for crop in pasted.crops)
+        assert [crop.mask.size > 0 for crop in pasted.crops] == [True, not exclusive]
 
 
 def test_nobody_in_the_frame() -> None:
@@ -141,8 +159,9 @@ def test_nobody_in_the_frame() -> None:
     image = picture(40, 60)
     nobody = np.zeros((0, 2, 3), np.float32)
     paint = Paint(colors=np.zeros((0, 3), np.uint8), opacity=0.4, order=np.zeros(0, np.int32))
+    masks = np.zeros((0, 64, 64), np.float32)
     pasted = device.paste(
-        device.pictures([image])[0], np.zeros((0, 64, 64), np.float32), nobody, 40, 60, threshold=0.5, paint=paint
+        device.pictures([image])[0], masks, nobody, 40, 60, threshold=0.5, exclusive=True, paint=paint
     )
     assert pasted.crops == []
     np.testing.assert_array_equal(pasted.painted, image)

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.batch.settings import BatchSettings
 from pipeline.command_line import parse_settings
 from pipeline.errors import SettingsError
+from pipeline.live.settings import LiveSettings
 from pipeline.settings import Settings
 
 BAD_VALUES = [
@@ -74,6 +76,16 @@ def test_arguments_become_typed_settings() -> None:
         ["0", "--output", "o.mp4", "--show", "--no-overwrite", "--threads", "3", "--mask-threshold", "0.4", "--debug"]
     )
     assert settings == Settings(source="0", output=Path("o.mp4"), show=True, threads=3, mask_threshold=0.4, debug=True)
+
+
+def test_masks_that_may_overlap_are_asked_for_in_every_command() -> None:
+    assert not parse_settings(["a.mp4"]).overlapping_masks
+    assert parse_settings(["a.mp4", "--overlapping-masks"]).overlapping_masks
+    for overlapping in (False, True):
+        live = LiveSettings(sources=("0",), overlapping_masks=overlapping)
+        batch = BatchSettings(inputs=("a.mp4",), out=Path("o"), overlapping_masks=overlapping)
+        assert live.run_settings().overlapping_masks == batch.of_files().overlapping_masks == overlapping
+        assert ("overlapping_masks", overlapping) in batch.deciding().items()
 
 
 def test_no_arguments_are_the_defaults() -> None:

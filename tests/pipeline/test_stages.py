@@ -13,7 +13,7 @@ from engines import ArtifactError, EngineOutOfMemory, EngineRunError
 from engines.device import HostDevice
 from kernels.personlab_decoding import PersonLabParameters
 from kernels.pose_decoding import DecodeParameters
-from pipeline.build import decode_parameters, model_stages
+from pipeline.build import compose_stages, decode_parameters, model_stages
 from pipeline.errors import SettingsError
 from pipeline.messages import FrameResult
 from pipeline.settings import Settings
@@ -211,6 +211,21 @@ def test_compose_pastes_each_mask_where_its_window_is() -> None:
     assert result.drawn is None
     assert iou(result.people[0].mask, (10, 5, 30, 50)) == 1.0
     assert iou(result.people[1].mask, (40, 10, 60, 55)) == 1.0
+
+
+def test_a_px_is_in_the_mask_of_the_surest_person_alone() -> None:
+    of = frame(height=60, width=80)
+    masks = masks_of(of, (10, 5, 50, 50), (30, 5, 70, 50), (60, 5, 75, 50))
+    sure = np.array([0.8, 0.9, 0.9], np.float32)[:, None, None]
+    masks = replace(masks, probabilities=masks.probabilities * sure)
+    for overlapping in (False, True):
+        settings = Settings(source="x", overlapping_masks=overlapping)
+        (stage,) = compose_stages(settings, HostDevice(), draw=False)
+        stage.open()
+        found = {person.id: person.mask for person in stage.process(masks).people}
+        assert iou(found[1], (10, 5, 50 if overlapping else 30, 50)) == 1.0
+        assert iou(found[2], (30, 5, 70, 50)) == 1.0  # as sure as the third, and the first of the two
+        assert iou(found[3], (60 if overlapping else 70, 5, 75, 50)) == 1.0
 
 
 @pytest.mark.parametrize("smooth", [False, True])

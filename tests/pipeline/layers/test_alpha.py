@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels.mask_paste import PastedAlpha
-from pipeline.layers.alpha import AlphaMaker, PersonAlpha, enlarged, together, trimmed
+from pipeline.layers.alpha import AlphaMaker, enlarged, together, trimmed
 from pipeline.layers.cover import CoverMemory, soft_cover, widened
 from pipeline.layers.options import ChosenPeople
 from tests.layer_results import Box, plain_maker, result_of, textured
@@ -57,7 +57,7 @@ def test_px_that_two_people_share_are_whole_and_never_more() -> None:
 
 
 def test_asked_twice_about_a_frame_nothing_moves_on() -> None:
-    maker = AlphaMaker(mask_threshold=0.5, refine=False, steady=True)
+    maker = AlphaMaker(mask_threshold=0.5, exclusive=False, refine=False, steady=True)
     memory = CoverMemory(maker, ChosenPeople(), frames=2)
     memory.of(result_of({1: PERSON}))
     lost = result_of({}, number=1)
@@ -69,7 +69,7 @@ def test_asked_twice_about_a_frame_nothing_moves_on() -> None:
 
 
 def test_edges_hold_still_on_a_still_picture_and_start_anew_with_a_clip() -> None:
-    maker = AlphaMaker(mask_threshold=0.5, refine=False, steady=True)
+    maker = AlphaMaker(mask_threshold=0.5, exclusive=False, refine=False, steady=True)
     picture = textured(*SIZE)
     wide: Box = (36.0, 30.0, 74.0, 100.0)
     maker.of(result_of({1: PERSON}, image=picture))
@@ -83,7 +83,7 @@ def test_edges_hold_still_on_a_still_picture_and_start_anew_with_a_clip() -> Non
 
 
 def test_edges_follow_at_once_where_the_picture_changes() -> None:
-    maker = AlphaMaker(mask_threshold=0.5, refine=False, steady=True)
+    maker = AlphaMaker(mask_threshold=0.5, exclusive=False, refine=False, steady=True)
     maker.of(result_of({1: PERSON}, image=textured(*SIZE, seed=1)))
     (alpha,) = maker.of(result_of({1: moved(PERSON, 9)}, number=1, image=textured(*SIZE, seed=2)))
     (fresh,) = plain_maker().of(result_of({1: moved(PERSON, 9)}))
@@ -91,7 +91,7 @@ def test_edges_follow_at_once_where_the_picture_changes() -> None:
 
 
 def test_refined_edges_of_a_person_at_the_border_stay_in_the_frame() -> None:
-    maker = AlphaMaker(mask_threshold=0.5, refine=True, steady=True)
+    maker = AlphaMaker(mask_threshold=0.5, exclusive=False, refine=True, steady=True)
     for number in range(3):
         (one,) = maker.of(result_of({1: (-20.0, -10.0, 60.0, 130.0)}, number=number))
         assert one.alpha.in_frame(*SIZE).shape == SIZE
@@ -141,12 +141,10 @@ def test_an_alpha_that_lost_something_uncovers_nothing() -> None:
 
     class Eaten(AlphaMaker):
         def of(self, result):
-            return [
-                PersonAlpha(person=one.person, alpha=PastedAlpha(x0=50, y0=40, alpha=np.full((9, 9), 255, np.uint8)))
-                for one in super().of(result)
-            ]
+            eaten = PastedAlpha(x0=50, y0=40, alpha=np.full((9, 9), 255, np.uint8))
+            return [replace(one, alpha=eaten) for one in super().of(result)]
 
-    maker = Eaten(mask_threshold=0.5, refine=False, steady=False)
+    maker = Eaten(mask_threshold=0.5, exclusive=False, refine=False, steady=False)
     full = covered(CoverMemory(maker, ChosenPeople(), frames=5), result_of({1: PERSON}))
     assert (full[inside(PERSON)] == 255).all()
 

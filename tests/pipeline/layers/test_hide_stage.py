@@ -55,6 +55,24 @@ def test_no_picture_behind_the_stage_shows_them(kind: str) -> None:
             np.testing.assert_array_equal(result.drawn, result.frame.image)
 
 
+@pytest.mark.parametrize("kind", HIDING)
+@pytest.mark.parametrize("chosen", [ChosenPeople(), ChosenPeople(ids=frozenset({2}), others=False)])
+def test_whoever_is_hidden_is_hidden_where_somebody_else_is_surer(kind: str, chosen: ChosenPeople) -> None:
+    """Masks that do not overlap change no px of what is hidden: also not where the other one may be seen."""
+    pictures = []
+    for exclusive in (False, True):
+        hide = stage(kind, chosen=chosen)
+        boxes: dict[int, Box] = {1: (20.0, 10.0, 90.0, 110.0), 2: (50.0, 40.0, 75.0, 100.0)}
+        for number in range(4):
+            if number == 2:
+                boxes[2] = (60.0, 40.0, 105.0, 100.0)
+            result = result_of(boxes, number=number, sure=0.9, exclusive=exclusive)
+            pictures.append(hide.process(result).frame.image)
+        assert (result.people[1].crop.mask.shape[1] == 45) == (not exclusive)
+    for overlapping, exclusive in zip(pictures[:4], pictures[4:], strict=True):
+        np.testing.assert_array_equal(overlapping, exclusive)
+
+
 @given(streams=st.lists(st.integers(0, 2), max_size=30), ahead=st.integers(0, 5))
 def test_every_stream_is_held_back_by_itself_and_loses_nothing(streams: list[int], ahead: int) -> None:
     hide = stage(ahead=ahead)

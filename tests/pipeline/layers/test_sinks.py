@@ -147,6 +147,24 @@ def test_a_file_per_person_lies_on_the_time_line_of_the_run(tmp_path) -> None:
     ]
 
 
+def test_layers_of_single_people_end_where_somebody_is_surer_and_hiding_ones_do_not(tmp_path) -> None:
+    people = {1: (20.0, 10.0, 90.0, 110.0), 2: (50.0, 40.0, 120.0, 100.0)}
+    mattes, hidden = {}, {}
+    for overlapping in (False, True):
+        folder = tmp_path / str(overlapping)
+        folder.mkdir()
+        options = {"overlapping_masks": overlapping, "layer_ids": "not:7", "refine_edges": True}
+        sinks = sinks_in(folder, "matte=m_{id}", "blur=b.mp4", "remove=r.mp4", **options)
+        write(sinks, [result(n, people, sure=0.9, exclusive=not overlapping) for n in range(3)])
+        names = [folder / f"m_{n}" / "000000.png" for n in (1, 2)]
+        mattes[overlapping] = np.array([cv2.imread(str(name), cv2.IMREAD_GRAYSCALE) for name in names])
+        hidden[overlapping] = [(folder / name).read_bytes() for name in ("b.mp4", "r.mp4")]
+    inside = np.s_[50:90, 55:85]
+    assert (mattes[True][:, *inside] == 255).all()
+    assert (mattes[False][0, *inside] == 255).all() and not mattes[False][1, *inside].any()
+    assert hidden[False] == hidden[True]
+
+
 def test_ids_of_another_clip_get_files_of_their_own(tmp_path) -> None:
     write(
         sinks_in(tmp_path, "cutout=p_{id}.mov"),
