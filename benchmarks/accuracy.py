@@ -50,7 +50,7 @@ def main() -> None:
     for name, given in sources.items():
         poses, _, threshold = given.partition("@")
         guided = replace(model, joint_threshold=float(threshold)) if threshold else model
-        for masks in ("engine", "limbs"):
+        for masks in ("exclusive", "limbs"):
             figures, _ = evaluate(folder, guided, long_side=long_side, poses=poses, masks=masks)
             rows.append({**figures, "poses": name, "joint_threshold": guided.joint_threshold})
     first = rows[0]
@@ -70,7 +70,7 @@ def main() -> None:
             *(mask[k] for k in ("AP", "AP50", "AP75", "AP_medium", "AP_large")),
         ]
         cells = ["-" if value is None else f"{value:.3f}" for value in (*shown, row["mean_iou"])]
-        table.add_row(row["poses"], "ours" if row["masks"] == "engine" else "thick limbs", *cells)
+        table.add_row(row["poses"], "thick limbs" if row["masks"] == "limbs" else "ours", *cells)
     Console(width=120).print(table)
     document = {"schema": 1, "suite": "accuracy", "environment": environment(), "rows": rows}
     if options.save:

@@ -4,9 +4,10 @@
     --poses gt|engine|FILE.json [--json OUT] [--sheet OUT.png]
 
 Poses come from the annotations (`gt`: what the mask part can do), from the artifact's keypoint graph (`engine`: end to
-end; a model of the family `paper` finds none) or from a file of COCO keypoint results. `--masks limbs` replaces the
-SegModule by the trivial baseline, a thick drawing of the skeleton; `--masks personlab` by PersonLab's own masks, of a
-network that has them.
+end; a model of the family `paper` finds none) or from a file of COCO keypoint results. Masks are those that are served,
+which never overlap; `--masks overlapping` lets them, as the paper does. `--masks limbs` replaces the SegModule by the
+trivial baseline, a thick drawing of the skeleton; `--masks personlab` by PersonLab's own masks, of a network that has
+them.
 
 Protocol. Keypoint AP is COCO's: people without labelled joints are ignored. Mask AP follows COCOPersons (the paper's
 set): the true people are those with both keypoints and a mask; people without keypoints are absent, so a correct mask
@@ -44,7 +45,6 @@ from kernels.roi_inputs import segment_feeds
 from kernels.square_letterbox import SquareLetterbox, plan_square_letterbox, square_letterbox, whole_input_roi
 from training.average_precision import average_precision
 from training.dataset import CocoFolder, DataError, Photo, decode_mask
-from training.exclusive_masks import exclusive_masks
 from training.holdout import validation_ids
 from training.limb_masks import limb_mask
 from training.model_settings import AlignSettings
@@ -53,7 +53,7 @@ from training.settings import SCORES
 from training.windows import roi_from_people
 from training.worst_cases import worst_cases
 
-MASKS = ("engine", "exclusive", "limbs", "personlab")
+MASKS = ("exclusive", "overlapping", "limbs", "personlab")
 EVALUATED_PERSON_SCORE = 0.02  # weaker people change AP by less than their noise, and cost time
 LONG_SIDE = 512  # px: of checkpoints, which have no manifest to say it
 
@@ -315,13 +315,11 @@ def evaluate_photo(
     n = len(poses.scores)
     mask_scores = np.ones(n, np.float32)
     rles: list[dict[str, Any]] = []
-    if n and masks in {"engine", "exclusive"}:
+    if n and masks in {"exclusive", "overlapping"}:
         probabilities, mask_scores, roi_from_frame = segment_people(model, features, plan, poses)
         size = (photo.height, photo.width)
-        if masks == "exclusive":
-            rles = [_rle(mask) for mask in exclusive_masks(probabilities, roi_from_frame, *size).astype(np.uint8)]
-        else:
-            rles = encode_rle(paste_masks(probabilities, roi_from_frame, *size), *size)
+        pasted = paste_masks(probabilities, roi_from_frame, *size, exclusive=masks == "exclusive")
+        rles = encode_rle(pasted, *size)
     elif n:
         if masks == "personlab":
             drawn = personlab_masks(outputs, poses.keypoints, poses.visibility, plan, model.decode)
@@ -388,17 +386,18 @@ def evaluate(
     *,
     long_side: int,
     poses: str | Path,
-    masks: str = "engine",
+    masks: str | None = None,
     score: str | None = None,
     photos: list[Photo] | None = None,
     progress: bool = False,
 ) -> tuple[dict[str, Any], Evaluation]:
-    """Figures of a model on a data set; see `main` for the options."""
+    """Figures of a model on a data set; see `main` for the options. Of a model, ``masks`` None is ``exclusive``."""
     chosen = folder.photos if photos is None else photos
     if not isinstance(model, Model):
         return _evaluate_detector(folder, model, chosen, long_side, str(poses), masks, score, progress=progress)
     from_file = poses_from_file(Path(poses), model.joint_threshold) if poses not in ("gt", "engine") else None
     score = score or ("one" if poses == "gt" else "pose*mask")
+    masks = masks or MASKS[0]
     if masks == "personlab" and not isinstance(model.decode, PersonLabParameters):
         raise DataError("--masks personlab needs a model whose keypoints are personlab: give --model or --checkpoint")
     out = Evaluation()
@@ -428,14 +427,14 @@ def _evaluate_detector(
     photos: list[Photo],
     long_side: int,
     poses: str,
-    masks: str,
+    masks: str | None,
     score: str | None,
     *,
     progress: bool,
 ) -> tuple[dict[str, Any], Evaluation]:
-    if poses != "engine" or masks != "engine" or score not in (None, "mask", "one"):
+    if poses != "engine" or masks is not None or score not in (None, "mask", "one"):
         raise DataError(
-            f"a detector finds people and masks by itself: expected --poses engine, --masks engine and --score mask or "
+            f"a detector finds people and masks by itself: expected --poses engine, no --masks and --score mask or "
             f"one, got {poses}, {masks} and {score}"
         )
     out = Evaluation()
@@ -540,10 +539,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--poses", default="engine", help="gt, engine, or a file of COCO keypoint results")
     parser.add_argument(
         "--masks",
-        default="engine",
         choices=MASKS,
-        help="exclusive: a px that several masks claim goes to the surest; baselines: limbs, a thick skeleton, and "
-        "personlab, the masks of a PersonLab network by its own long offsets",
+        help="exclusive, the default: as served, a px that several masks claim goes to the surest; overlapping: each "
+        "keeps it, as in the paper; baselines: limbs, a thick skeleton, and personlab, the masks of a PersonLab "
+        "network by its own long offsets",
     )
     parser.add_argument(
         "--score", choices=SCORES, help="score of each mask; default: one for --poses gt, else pose*mask"

@@ -1,7 +1,7 @@
 """How well people who hide each other are told apart: AP by MaxIoU, and identity confusion.
 
     python -m training.evaluate_occlusion --annotations F.json --images DIR [--model DIR | --checkpoint RUN/step-N]
-    [--poses gt|engine|FILE.json] [--masks engine|exclusive|limbs] [--results SEGM.json] [--json OUT]
+    [--poses gt|engine|FILE.json] [--masks exclusive|overlapping|limbs] [--results SEGM.json] [--json OUT]
 
 For any COCO-format set, made for those of `training.compose_benchmark`. People fall into parts by MaxIoU, the greatest
 IoU of their box with another person's: general below 0.5, moderate from 0.5, hard from 0.75.
@@ -375,7 +375,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--engine", default="auto", help="as in run_stream.py")
     parser.add_argument("--threads", type=int, help="cores one call may use")
     parser.add_argument("--poses", default="gt", help="gt, engine, or a file of COCO keypoint results")
-    parser.add_argument("--masks", default="engine", choices=MASKS, help="as in training.evaluate")
+    parser.add_argument("--masks", choices=MASKS, help="as in training.evaluate")
     parser.add_argument("--score", choices=SCORES, help="of each mask; default: one for --poses gt, else pose*mask")
     parser.add_argument("--long-side", type=int, help="letterbox size, px; default: the artifact's")
     parser.add_argument("--others", choices=("ignore", "absent"), default="ignore", help="people outside of a part")

@@ -59,9 +59,9 @@ def test_accuracy_benchmark(tmp_path, monkeypatch, capsys) -> None:
     accuracy.main()
     rows = {(row["poses"], row["masks"]): row for row in last_json(capsys.readouterr().out)["rows"]}
     assert set(rows) == {
-        (poses, masks) for poses in ("annotations", "ours", "perfect") for masks in ("engine", "limbs")
+        (poses, masks) for poses in ("annotations", "ours", "perfect") for masks in ("exclusive", "limbs")
     }
-    assert rows["annotations", "engine"]["keypoints"] is None
+    assert rows["annotations", "exclusive"]["keypoints"] is None
     assert rows["perfect", "limbs"]["keypoints"]["AP"] > 0.9
     assert rows["perfect", "limbs"]["mean_iou"] == pytest.approx(rows["annotations", "limbs"]["mean_iou"], abs=0.02)
 
@@ -87,5 +87,5 @@ def test_accuracy_of_a_model_that_finds_nobody(tmp_path, monkeypatch, capsys) ->
     monkeypatch.setattr(sys, "argv", ["accuracy", *where, "--model", str(tmp_path / "model"), "--engine", "onnx"])
     accuracy.main()
     rows = last_json(capsys.readouterr().out)["rows"]
-    assert [(row["poses"], row["masks"]) for row in rows] == [("annotations", "engine"), ("annotations", "limbs")]
+    assert [(row["poses"], row["masks"]) for row in rows] == [("annotations", "exclusive"), ("annotations", "limbs")]
     assert rows[0]["people_with_mask"] == 2 and rows[1]["mean_iou"] > 0.5

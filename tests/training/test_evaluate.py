@@ -310,7 +310,7 @@ def test_unknown_choices_list_the_allowed_ones(capsys) -> None:
         main(["--annotations", "a", "--images", "b", "--masks", "boxes"])
     assert caught.value.code == 2
     error = capsys.readouterr().err
-    assert "engine" in error and "limbs" in error
+    assert "exclusive" in error and "limbs" in error
 
 
 def test_decode_parameters_of_another_version_are_an_error(tmp_path: Path, model_folder: Path, capsys) -> None:

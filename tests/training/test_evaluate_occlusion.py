@@ -223,10 +223,14 @@ def test_the_command_says_what_is_wrong(folder: Path, tmp_path: Path, capsys: py
 def test_exclusive_masks_confuse_no_more_people(folder: Path, tmp_path: Path) -> None:
     """The installed model on the drawn blocks: px that two masks claim go to one, so fewer lie on somebody else."""
     figures = {}
-    for masks in ("engine", "exclusive"):
+    for masks in ("overlapping", "exclusive"):
         out = tmp_path / f"{masks}.json"
         assert main(command(folder, "--masks", masks, "--json", out, "--resamples", 0, "--threads", 1)) == 0
         figures[masks] = json.loads(out.read_text())
-    assert figures["exclusive"]["masks"] == "exclusive"
+    assert figures["exclusive"]["masks"] == "exclusive" and figures["overlapping"]["masks"] == "overlapping"
+    assert main(command(folder, "--json", tmp_path / "default.json", "--resamples", 0, "--threads", 1)) == 0
+    assert json.loads((tmp_path / "default.json").read_text()) == figures["exclusive"]
     # Confusion of all px together; a single mask's share may rise when it loses px of its own.
-    assert figures["exclusive"]["all"]["confusion"]["of_all_px"] <= figures["engine"]["all"]["confusion"]["of_all_px"]
+    assert (
+        figures["exclusive"]["all"]["confusion"]["of_all_px"] <= figures["overlapping"]["all"]["confusion"]["of_all_px"]
+    )

@@ -197,7 +197,7 @@ def test_a_detector_is_scored_by_the_same_figures(data: Path, tmp_path: Path) ->
     assert figures["keypoints"] is None
     assert (figures["poses"], figures["masks"], figures["score"]) == ("none", "detector", "mask")
     assert [round(r["score"], 3) for r in out.mask_results] == [0.9, 0.3]
-    with pytest.raises(DataError, match=r"a detector finds people and masks by itself.*got gt, engine and None"):
+    with pytest.raises(DataError, match=r"a detector finds people and masks by itself.*got gt, None and None"):
         evaluate.evaluate(folder, OneBox(), long_side=128, poses="gt")
 
 
