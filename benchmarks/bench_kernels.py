@@ -19,10 +19,11 @@ from pycocotools import mask as coco_mask
 
 from benchmarks.measure import Row, measure, report
 from kernels.affine_align import affine_align
-from kernels.coordinates import F32, compose, invert
+from kernels.coordinates import F32, compose, invert, transform_points
 from kernels.joint_smoothing import smooth_joints, smooth_joints_reference
 from kernels.letterbox import letterbox, letterbox_reference, plan_letterbox
 from kernels.mask_paste import encode_rle, paste_alpha, paste_masks
+from kernels.neighbours import neighbour_features, neighbour_features_reference
 from kernels.pose_decoding import decode_people, decode_people_reference
 from kernels.pose_fit import PAPER_TEMPLATES, fit_poses, fit_poses_reference, prepare_templates, whole_frame_roi
 from kernels.pose_similarity import (
@@ -77,6 +78,7 @@ def cases() -> Iterator[Case]:
     yield from decode_cases()
     yield from tracking_cases()
     yield from skeleton_cases()
+    yield from neighbour_cases()
     yield from align_cases()
     yield from paste_cases()
     yield from exclusive_cases()
@@ -184,6 +186,30 @@ def skeleton_cases() -> Iterator[Case]:
             contestants={
                 "numba": partial(skeleton_features, pose, ROI_SIZE),
                 "numpy, whole grid": partial(skeleton_features_reference, pose, ROI_SIZE),
+            },
+            agree=agree,
+        )
+
+
+def neighbour_cases() -> Iterator[Case]:
+    """The others in every window of a crowd against every Gaussian on the whole grid."""
+
+    def agree(fast: object, slow: object) -> None:
+        np.testing.assert_allclose(fast, slow, atol=1e-5)
+
+    for people in (1, 3, 10, 20):
+        poses = crowd(people)
+        roi_from_frame = fit_poses(poses, TEMPLATES, FALLBACK, roi_size=ROI_SIZE).roi_from_frame
+        matrices = np.stack([invert(matrix) for matrix in roi_from_frame]).astype(np.float32)
+        images = np.zeros(people, np.int32)
+        poses[:, :, :2] = np.stack([transform_points(m, p[:, :2]) for m, p in zip(roi_from_frame, poses, strict=True)])
+        arguments = (matrices, images, poses)
+        yield Case(
+            name="neighbour_features",
+            settings={"people": people, "size": ROI_SIZE},
+            contestants={
+                "numba": partial(neighbour_features, *arguments, ROI_SIZE),
+                "numpy, whole grid": partial(neighbour_features_reference, *arguments, ROI_SIZE),
             },
             agree=agree,
         )

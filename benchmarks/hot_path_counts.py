@@ -32,7 +32,6 @@ from engines.artifact import Artifact
 from engines.onnx_engine import OnnxEngine
 from engines.segment_cut import WINDOWS, CutGraph, cut_segment_graph
 from kernels.letterbox import plan_letterbox
-from kernels.skeleton import CHANNELS as SKELETON_CHANNELS
 
 BUDGET = Path(__file__).parent / "hot_path_budget.json"
 FRAMES = {"480p": (480, 854), "720p": (720, 1280)}
@@ -139,7 +138,7 @@ def count_all(artifact: Artifact, long_side: int) -> dict[str, dict[str, Counts]
 def count_segment(cut: CutGraph, people: int, feature_size: tuple[int, int]) -> dict[str, Counts]:
     """The segment call as CPU engines run it: our kernel fills the windows, a runtime has the SegModule."""
     height, width = feature_size
-    written = people * (cut.feature_channels + SKELETON_CHANNELS) * cut.size**2
+    written = people * (cut.feature_channels + cut.drawn_channels) * cut.size**2
     kernel = Counts(0, written, 4 * (written + cut.feature_channels * height * width), 1)
     windows = np.zeros((people, cut.window_channels, cut.size, cut.size), np.float32)
     return {**_named(count_graph(cut.content, {WINDOWS: windows}), "segment"), "align and skeleton (kernel)": kernel}

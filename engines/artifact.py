@@ -82,6 +82,8 @@ class Artifact:
         provenance: what the weights derive from, for people; any JSON.
         features_path: the graph of the family `paper`; None in the family `live`.
         grouping: how the keypoint graph's tensors become people, one of `GROUPINGS`; says which tensors it gives.
+        neighbours: whether a person's mask depends on the picture's other people in the same call of the segment graph,
+            too (`kernels.neighbours`).
     """
 
     folder: Path
@@ -101,6 +103,7 @@ class Artifact:
     provenance: Mapping[str, Any]
     features_path: Path | None = None
     grouping: str = DEFAULT_GROUPING
+    neighbours: bool = False
 
     @property
     def graphs(self) -> tuple[str, ...]:
@@ -164,8 +167,8 @@ def write_artifact(folder: str | Path, manifest: Mapping[str, Any], files: Mappi
         folder: created when missing; files of other names in it stay.
         manifest: the fields of `Artifact` without the folder and the paths: family, long_side, input_multiple,
             feature_from_input, roi_size, templates, person_threshold, joint_threshold, decode, trained_on, measured,
-            provenance, and grouping where it is not the default. Arrays may be numpy. `schema`, `version`,
-            `pixel_convention` and `files` are filled in here.
+            provenance, and grouping and neighbours where they are not the default. Arrays may be numpy. `schema`,
+            `version`, `pixel_convention` and `files` are filled in here.
         files: graph name -> its content or a file to copy; exactly those of the family, see `GRAPHS_OF`.
 
     Returns:
@@ -302,6 +305,7 @@ _KEYS = frozenset(
         "provenance",
         "files",
         "grouping",
+        "neighbours",
     }
 )
 
@@ -406,6 +410,10 @@ def _read_manifest(folder: Path, fields: _Fields) -> tuple[Artifact, dict[Path, 
     if family != "live" and grouping != DEFAULT_GROUPING:
         raise fields.fail(f"no 'grouping' in the family {family!r}, which finds nobody", grouping)
 
+    neighbours = "neighbours" in set(fields.keys()) and fields.get("neighbours")
+    if not isinstance(neighbours, bool):
+        raise fields.fail("'neighbours' to be true or false", neighbours)
+
     paths, files = _read_file_list(folder, fields, GRAPHS_OF[family])
     artifact = Artifact(
         folder=folder,
@@ -425,6 +433,7 @@ def _read_manifest(folder: Path, fields: _Fields) -> tuple[Artifact, dict[Path, 
         provenance=MappingProxyType(fields.mapping("provenance")),
         features_path=paths.get("features"),
         grouping=grouping,
+        neighbours=neighbours,
     )
     return artifact, files
 

@@ -6,9 +6,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+import numpy as np
 
 from engines.engine import EngineLoadError
+
+_OF_SIZES: Final = frozenset({"Add", "Concat", "Gather", "Mul", "Range", "Reshape", "Squeeze", "Unsqueeze"})
+"""Operators between whole numbers that exporters work sizes out with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +62,8 @@ def graph_cost(path: str | Path, shapes: Mapping[str, tuple[int, ...]]) -> Graph
             size.dim_value = number
     _take_windows_as_given(model, shapes)
     model = inliner.inline_local_functions(model)
+    weight_bytes = sum(len(tensor.raw_data) or tensor.ByteSize() for tensor in model.graph.initializer)
+    _fold_sizes(model, shapes)
     del model.graph.value_info[:]  # names of dynamic sizes, which would stand in the way
     for value in model.graph.output:
         value.type.tensor_type.ClearField("shape")
@@ -81,7 +88,7 @@ def graph_cost(path: str | Path, shapes: Mapping[str, tuple[int, ...]]) -> Graph
             macs += math.prod(out) * first[-1]
     return GraphCost(
         macs=macs,
-        weight_bytes=sum(len(tensor.raw_data) or tensor.ByteSize() for tensor in graph.initializer),
+        weight_bytes=weight_bytes,
         tensor_bytes=sum(_bytes_of(value) for value in (*graph.input, *graph.output)),
     )
 
@@ -98,6 +105,26 @@ def _take_windows_as_given(model: Any, shapes: Mapping[str, tuple[int, ...]]) ->
         shape = (matrices[0], features[1], size, size)
         model.graph.node.remove(node)
         model.graph.input.append(helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, shape))
+
+
+def _fold_sizes(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """What is worked out of the inputs' sizes becomes constants: shape inference follows few operators there."""
+    from onnx import TensorProto, numpy_helper
+    from onnx.reference import ReferenceEvaluator
+
+    graph = model.graph
+    known = {t.name: numpy_helper.to_array(t) for t in graph.initializer if t.data_type == TensorProto.INT64}
+    for node in list(graph.node):
+        if node.op_type == "Shape" and node.input[0] in shapes:
+            feeds = {node.input[0]: np.broadcast_to(np.float32(0), shapes[node.input[0]])}
+        elif node.op_type in _OF_SIZES and all(name in known for name in node.input if name):
+            feeds = {name: known[name] for name in node.input if name}
+        else:
+            continue
+        for name, value in zip(node.output, ReferenceEvaluator(node).run(None, feeds), strict=True):
+            known[name] = np.asarray(value)
+            graph.initializer.append(numpy_helper.from_array(known[name], name))
+        graph.node.remove(node)
 
 
 def _shape_of(value: Any) -> tuple[int, ...] | None:

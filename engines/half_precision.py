@@ -20,8 +20,11 @@ from engines.engine import EngineLoadError
 if TYPE_CHECKING:
     import onnx
 
-HALF_OPERATORS: Final = frozenset({"Conv", "AffineAlign", "BatchNormalization"})
-"""What always computes in half: nearly all of the arithmetic of our graphs."""
+HALF_OPERATORS: Final = frozenset({"Conv", "AffineAlign", "BatchNormalization", "MatMul"})
+"""What always computes in half: nearly all of the arithmetic of our graphs.
+
+Their one matrix product sums values in 0..1 into a drawing (`kernels.torch_neighbours`); positions are never one.
+"""
 
 FOLLOWING_OPERATORS: Final = frozenset(
     {"Add", "AveragePool", "Clip", "Concat", "DepthToSpace", "LeakyRelu", "MaxPool", "Relu", "Resize"}

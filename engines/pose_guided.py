@@ -130,7 +130,8 @@ def masks_from_poses(model: PoseGuidedModel, image: U8, keypoints: F32) -> PoseG
         keypoints: (N, 17, 3): x, y in frame px; v 0 absent, 1 labelled but hidden, 2 visible. Nobody: no network runs.
 
     Returns:
-        One window and one mask in it for each pose, in order.
+        One window and one mask in it for each pose, in order. More people than the engine takes (`limits`) are several
+        calls; where masks depend on neighbours (`Artifact.neighbours`), those of another call are not seen.
 
     Raises:
         ValueError: the shapes. EngineRunError: the runtime failed.

@@ -3,10 +3,12 @@
     features, poses -> AffineAlign, some 120 nodes that draw the skeleton -> Concat -> SegModule -> masks
                        `------------- kernels.segment_windows ------------'   `- what is left of the graph
 
+In some networks the other people of the picture follow as a third part (`kernels.neighbours`); they are cut off, too.
+
 A CPU runtime takes a third of the segment call for the part before the SegModule, our kernel a tenth of that. The file
 stays as it is and was checked by its SHA-256: the cut is made from its content when the engine is opened. Nothing is
-taken on trust: the part that is left out must be the operator `pose2seg::AffineAlign`, and a drawing that our kernel
-repeats on sample poses.
+taken on trust: the part that is left out must be the operator `pose2seg::AffineAlign`, and drawings that our kernels
+repeat on sample poses.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from numpy.typing import NDArray
 
 from engines.engine import Engine, EngineError, EngineLoadError, EngineRunError, TensorSpec, check_feeds
 from kernels.coordinates import F32
+from kernels.neighbours import CHANNELS as NEIGHBOUR_CHANNELS
+from kernels.neighbours import neighbour_features, sample_crowd
 from kernels.segment_windows import fill_segment_windows
 from kernels.skeleton import CHANNELS as SKELETON_CHANNELS
 from kernels.skeleton import JOINTS, draws_alike, sample_poses, skeleton_features
@@ -32,6 +36,7 @@ WINDOWS: Final = "windows"
 """Input of what is left: (N, C, S, S)."""
 
 _INPUTS: Final = ("features", "feature_from_roi", "roi_image", "roi_keypoints")
+_OF_PEOPLE: Final = _INPUTS[1:]
 _BLOCK: Final = 16  # channels of ONNX Runtime's blocked layout with AVX-512; others cost a slower convolution
 _PEOPLE_PER_CALL: Final = 8  # bounds the memory for windows, 1.8 MB each; more in one call gain nothing
 
@@ -50,14 +55,21 @@ class CutGraph:
     Attributes:
         content: the serialised graph; its one input is `WINDOWS`.
         feature_channels: C of the features.
-        window_channels: C + 55, and zeros up to a number that the runtime multiplies fast.
+        window_channels: those of features and drawings, and zeros up to a number that the runtime multiplies fast.
         size: side S of the windows, px.
+        neighbours: whether the other people are drawn, too.
     """
 
     content: bytes
     feature_channels: int
     window_channels: int
     size: int
+    neighbours: bool
+
+    @property
+    def drawn_channels(self) -> int:
+        """Of the skeleton, and of the others where they are drawn."""
+        return SKELETON_CHANNELS + NEIGHBOUR_CHANNELS * self.neighbours
 
 
 def cut_segment_graph(content: bytes, open_content: OpenContent) -> CutGraph:
@@ -65,7 +77,7 @@ def cut_segment_graph(content: bytes, open_content: OpenContent) -> CutGraph:
 
     Args:
         content: a serialised graph that takes the tensors of a segment graph.
-        open_content: runs the drawing of the skeleton once, to compare it with our own.
+        open_content: runs each drawing once, to compare it with our own.
 
     Raises:
         GraphNotCut: it has another form, or draws something else.
@@ -79,16 +91,24 @@ def cut_segment_graph(content: bytes, open_content: OpenContent) -> CutGraph:
     except Exception as error:  # protobuf has several implementations, each with exceptions of its own
         raise GraphNotCut(f"not an ONNX graph ({error})") from error
     graph = model.graph
-    align, joined, drawn = _find_seam(graph)
+    align, joined, drawings = _find_seam(graph)
     channels, size = _feature_channels(graph), _size_of(align)
-    _check_drawing(model, drawn, size, open_content)
+    for drawn, drawing in zip(drawings, (_skeletons(size), _neighbours(size)), strict=False):
+        _check_drawing(model, drawn, drawing, open_content)
     _keep_what_follows(model, joined)
-    depth = channels + SKELETON_CHANNELS
+    neighbours = len(drawings) > 1
+    depth = channels + SKELETON_CHANNELS + NEIGHBOUR_CHANNELS * neighbours
     padded = _pad_weights(graph, joined, depth)
     del graph.input[:]
     graph.input.append(onnx.helper.make_tensor_value_info(joined, onnx.TensorProto.FLOAT, ["N", padded, size, size]))
     _rename(graph, joined, WINDOWS)
-    return CutGraph(content=model.SerializeToString(), feature_channels=channels, window_channels=padded, size=size)
+    return CutGraph(
+        content=model.SerializeToString(),
+        feature_channels=channels,
+        window_channels=padded,
+        size=size,
+        neighbours=neighbours,
+    )
 
 
 class CutSegmentEngine:
@@ -109,11 +129,12 @@ class CutSegmentEngine:
         self._name = f"{seg_module.name}, windows by our kernel"
         self._windows: F32 = np.empty((0, cut.window_channels, cut.size, cut.size), np.float32)
         fill_segment_windows(  # compiles
-            np.zeros((1, 1 + SKELETON_CHANNELS, 1, 1), np.float32),
+            np.zeros((1, 1 + cut.drawn_channels, 1, 1), np.float32),
             np.zeros((1, 1, 1, 1), np.float32),
             np.zeros((1, 2, 3)),
             np.zeros(1, np.int32),
             np.zeros((1, JOINTS, 3), np.float32),
+            neighbours=cut.neighbours,
         )
 
     @property
@@ -154,10 +175,9 @@ class CutSegmentEngine:
         try:
             fill_segment_windows(
                 windows,
-                feeds["features"],
-                feeds["feature_from_roi"][rows],
-                feeds["roi_image"][rows],
-                feeds["roi_keypoints"][rows],
+                *(feeds[name] for name in _INPUTS),
+                neighbours=self._cut.neighbours,
+                first_person=rows.start,
             )
         except ValueError as error:
             raise EngineRunError(f"segment: {error}") from error
@@ -199,8 +219,8 @@ def how_segment_runs(path: Path) -> str:
     return what
 
 
-def _find_seam(graph: onnx.GraphProto) -> tuple[onnx.NodeProto, str, str]:
-    """The AffineAlign node, the value where its windows and the drawing are joined, and the drawing."""
+def _find_seam(graph: onnx.GraphProto) -> tuple[onnx.NodeProto, str, Sequence[str]]:
+    """The AffineAlign node, the value where its windows and the drawings are joined, and the drawings."""
     if {value.name for value in graph.input} - {tensor.name for tensor in graph.initializer} != set(_INPUTS):
         raise GraphNotCut(f"its inputs are not {', '.join(_INPUTS)}")
     aligns = [node for node in graph.node if node.op_type == "AffineAlign" and node.domain == "pose2seg"]
@@ -208,11 +228,11 @@ def _find_seam(graph: onnx.GraphProto) -> tuple[onnx.NodeProto, str, str]:
         raise GraphNotCut("not one AffineAlign node on the graph's own inputs")
     aligned = aligns[0].output[0]
     readers = [node for node in graph.node if aligned in node.input]
-    if len(readers) != 1 or readers[0].op_type != "Concat" or len(readers[0].input) != 2:
-        raise GraphNotCut("the windows are not joined with a drawing, and read by nothing else")
+    if len(readers) != 1 or readers[0].op_type != "Concat" or len(readers[0].input) not in {2, 3}:
+        raise GraphNotCut("the windows are not joined with a drawing or two, and read by nothing else")
     if readers[0].input[0] != aligned or _attribute(readers[0], "axis") != 1:
         raise GraphNotCut("the windows are not the first channels")
-    return aligns[0], readers[0].output[0], readers[0].input[1]
+    return aligns[0], readers[0].output[0], readers[0].input[1:]
 
 
 def _attribute(node: onnx.NodeProto, name: str) -> int:
@@ -236,33 +256,56 @@ def _feature_channels(graph: onnx.GraphProto) -> int:
     return int(channels)
 
 
-def _check_drawing(model: onnx.ModelProto, drawn: str, size: int, open_content: OpenContent) -> None:
-    """Run the drawing alone on a few poses, and compare it with ours."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Drawing:
+    """What a part of the graph must draw."""
+
+    what: str
+    feeds: Mapping[str, NDArray[Any]]  # of all that it may follow from, and has to
+    expected: F32  # (N, channels, S, S)
+
+
+def _skeletons(size: int) -> _Drawing:
+    samples = sample_poses(size)
+    what = f"draw {JOINTS} joints and their limbs"
+    return _Drawing(what=what, feeds={"roi_keypoints": samples}, expected=skeleton_features(samples, size))
+
+
+def _neighbours(size: int) -> _Drawing:
+    crowd = sample_crowd(size)
+    feeds = dict(zip(_OF_PEOPLE, crowd, strict=True))
+    return _Drawing(what="draw the other people", feeds=feeds, expected=neighbour_features(*crowd, size))
+
+
+def _check_drawing(model: onnx.ModelProto, drawn: str, drawing: _Drawing, open_content: OpenContent) -> None:
+    """Run a drawing alone on a few poses, and compare it with ours."""
     import onnx
 
     part = onnx.ModelProto()
     part.CopyFrom(model)
     graph = part.graph
-    shape: list[str | int | None] = ["N", SKELETON_CHANNELS, size, size]
+    shape: list[str | int | None] = ["N", *drawing.expected.shape[1:]]
     del graph.output[:]
     graph.output.append(onnx.helper.make_tensor_value_info(drawn, onnx.TensorProto.FLOAT, shape))
     sources = _prune(part, [drawn])
-    if sources != {"roi_keypoints"}:
-        raise GraphNotCut(f"the drawing follows from {', '.join(sorted(sources)) or 'nothing'}, not from the poses")
-    kept = [value for value in graph.input if value.name == "roi_keypoints"]
+    if sources != set(drawing.feeds):
+        raise GraphNotCut(
+            f"what should {drawing.what} follows from {', '.join(sorted(sources)) or 'nothing'}, not from "
+            f"{', '.join(sorted(drawing.feeds))}"
+        )
+    kept = [value for value in graph.input if value.name in sources]
     del graph.input[:]
     graph.input.extend(kept)
-    samples = sample_poses(size)
     try:
         engine = open_content(part.SerializeToString())
         try:
-            found = engine.run({"roi_keypoints": samples})[drawn]
+            found = engine.run(drawing.feeds)[drawn]
         finally:
             engine.close()
     except EngineError as error:
-        raise GraphNotCut(f"its drawing does not run alone ({error})") from error
-    if not draws_alike(found, skeleton_features(samples, size)):
-        raise GraphNotCut(f"it does not draw {JOINTS} joints and their limbs as our kernel does")
+        raise GraphNotCut(f"what should {drawing.what} does not run alone ({error})") from error
+    if not draws_alike(found, drawing.expected):
+        raise GraphNotCut(f"it does not {drawing.what} as our kernel does")
 
 
 def _keep_what_follows(model: onnx.ModelProto, joined: str) -> None:

@@ -76,6 +76,7 @@ class DeviceMemory(Protocol):
     def zeros(self, shape: Sequence[int], dtype: np.dtype[Any]) -> Tensor: ...
     def address(self, tensor: Tensor) -> int: ...
     def copy(self, target: Tensor, source: Tensor) -> None: ...
+    def clear(self, target: Tensor) -> None: ...
     def concatenate(self, parts: Sequence[Tensor]) -> Tensor: ...
     def describe(self, value: Any) -> tuple[np.dtype[Any], tuple[int, ...], str] | None: ...
     def upload(self, array: NDArray[Any]) -> Tensor: ...
@@ -166,7 +167,10 @@ class TensorRTEngine:
 
     @property
     def limits(self) -> Mapping[str, int]:
-        """Largest B and N of the plan. More people than N are split here, too, and none is dropped."""
+        """Largest B and N of the plan.
+
+        More people than N are split here, too, and none is dropped; those of one part are no neighbours of another's.
+        """
         return MappingProxyType({name: self._ranges[name][1] for name in ("B", "N") if name in self._ranges})
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -214,7 +218,12 @@ class TensorRTEngine:
         slot = self._slot(shapes)
         for spec in self._inputs:
             target = slot.inputs[spec.name]
-            self._memory.copy(target[: sizes["N"]] if spec.shape[0] == "N" else target, feeds[spec.name])
+            if spec.shape[0] != "N":
+                self._memory.copy(target, feeds[spec.name])
+                continue
+            self._memory.copy(target[: sizes["N"]], feeds[spec.name])
+            if sizes["N"] < padded["N"]:  # people of an earlier call would be the neighbours of this one's
+                self._memory.clear(target[sizes["N"] :])
         self._execute(slot, stream)
         results = {}
         for spec in self._outputs:

@@ -195,6 +195,7 @@ class GraphCache:
         self._recorder.begin()
         for spec, buffer, tensor in zip(self._inputs, recorded.inputs, tensors, strict=True):
             _cut(spec, buffer, people).copy_(tensor, non_blocking=True)
+            _clear_beyond(spec, buffer, people)
         recorded.replay()
         outputs = [
             _cut(spec, buffer, people).clone() for spec, buffer in zip(self._outputs, recorded.outputs, strict=True)
@@ -210,7 +211,7 @@ class GraphCache:
     def _record(self, key: tuple[tuple[int, ...], ...], tensors: Sequence[Tensor], compute: Compute) -> _Recorded:
         while len(self._graphs) >= self._max_graphs:
             self._graphs.popitem(last=False)
-        # Rows beyond N hold zeros, later the people of an earlier call: finite numbers, whose results nobody reads.
+        # Rows beyond N hold zeros in every call: poses without a joint, whom nobody sees, and whose results go.
         inputs = []
         for shape, tensor in zip(key, tensors, strict=True):
             is_map = len(shape) == 4 and tensor.is_floating_point()  # pictures of bytes have their channels last as is
@@ -251,6 +252,14 @@ def _cut(spec: TensorSpec, tensor: Tensor, people: int | None) -> Tensor:
             if name == BUCKET_NAME:
                 tensor = tensor.narrow(axis, 0, people)
     return tensor
+
+
+def _clear_beyond(spec: TensorSpec, tensor: Tensor, people: int | None) -> None:
+    """Zeros in the padding, which may hold people of an earlier call; they would be the neighbours of this one's."""
+    if people is not None:
+        for axis, name in enumerate(spec.shape):
+            if name == BUCKET_NAME and tensor.shape[axis] > people:
+                tensor.narrow(axis, people, tensor.shape[axis] - people).zero_()
 
 
 def fits(specs: Sequence[TensorSpec], tensors: Sequence[Tensor], limits: Mapping[str, int]) -> bool:

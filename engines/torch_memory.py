@@ -89,6 +89,10 @@ class TorchMemory:
         """Enqueue a copy of equal shapes."""
         target.copy_(source, non_blocking=True)
 
+    def clear(self, target: Tensor) -> None:
+        """Enqueue zeros."""
+        target.zero_()
+
     def concatenate(self, parts: Sequence[Tensor]) -> Tensor:
         """Tensors one after the other along the first axis."""
         return torch.cat(tuple(parts))

@@ -1,5 +1,5 @@
 """One kernel in place of some 120 small ones: Affine-Align and the drawing of the skeleton become
-pose2seg::align_with_skeleton.
+pose2seg::align_with_skeleton. What a network draws beside the two (`kernels.torch_neighbours`) follows behind them.
 
 How the exporter spells the drawing is its own business and changes with its version, so the pattern is not compared
 node by node: what stands behind the aligned features and follows from the poses alone is run on a few poses, and
@@ -25,24 +25,28 @@ def with_fused_skeleton(graph: Graph) -> Graph:
     """The graph with every such pair replaced; the same graph where there is none."""
     makers = {name: node for node in graph.nodes for name in node.outputs}
     readers = graph.consumers()
-    nodes = list(graph.nodes)
-    for position, node in enumerate(nodes):
-        if node.operator != "Concat" or node.attributes.get("axis") != 1 or len(node.inputs) != 2:
+    nodes: list[Node] = []
+    for node in graph.nodes:
+        nodes.append(node)
+        if node.operator != "Concat" or node.attributes.get("axis") != 1 or len(node.inputs) < 2:
             continue
-        aligned, drawn = node.inputs
+        aligned, drawn, *others = node.inputs
         align = makers.get(aligned)
         if align is None or align.operator != ALIGN or len(readers[aligned]) > 1:
             continue
         poses = _only_source(graph, makers, drawn)
         if poses is None or not _draws_skeletons(graph, drawn, poses, align.attributes.get("size", 0)):
             continue
-        nodes[position] = Node(
+        windows = (f"{node.outputs[0]}__with_skeleton",) if others else node.outputs
+        nodes[-1] = Node(
             operator=ALIGN_WITH_SKELETON,
             name=node.name,
             inputs=(*align.inputs, poses.name),
-            outputs=node.outputs,
+            outputs=windows,
             attributes=align.attributes,
         )
+        if others:
+            nodes.append(replace(node, inputs=(*windows, *others)))
     return replace(graph, nodes=tuple(nodes))
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from kernels.compilation import compiled
 from kernels.coordinates import F32, F64
-from kernels.skeleton import JOINTS
+from kernels.skeleton import JOINTS, sample_poses
 
 SIGMA_PX = 3.0  # how far a body reaches around its joints and limbs in its own window
 MIN_SIGMA_PX, MAX_SIGMA_PX = 1.0, 10.0
@@ -207,6 +207,26 @@ def _gaussian(values: F32, centre: float, sigma: float, reach: float) -> tuple[i
         value *= factor
         factor *= shrink
     return first, last
+
+
+def sample_crowd(size: int) -> tuple[F32, NDArray[np.int32], F32]:
+    """``feature_from_roi``, ``roi_image`` and ``roi_keypoints`` of people on whom a drawing is compared with ours.
+
+    They are of two pictures, overlap, are up to 30 times as large as each other, and two of them are one person. See
+    `kernels.skeleton.draws_alike`.
+    """
+    poses = sample_poses(size)
+    people = len(poses)
+    rng = np.random.default_rng(1)
+    angle, scale = rng.uniform(-0.5, 0.5, people), np.geomspace(0.1, 3.0, people)
+    middle = (size - 1) / 2
+    matrices = np.empty((people, 2, 3))
+    matrices[:, 0, 0] = matrices[:, 1, 1] = scale * np.cos(angle)
+    matrices[:, 0, 1], matrices[:, 1, 0] = -scale * np.sin(angle), scale * np.sin(angle)
+    matrices[:, :, 2] = rng.uniform(0.3 * size, 0.7 * size, (people, 2)) - middle * matrices[:, :, :2].sum(2)
+    images = (np.arange(people) // 2 % 2).astype(np.int32)
+    matrices[5], poses[5] = matrices[4], poses[4] + np.array([0.5, -0.5, 0.0], np.float32)
+    return matrices.astype(np.float32), images, poses
 
 
 def neighbour_features_reference(

@@ -79,7 +79,7 @@ def neighbour_features(
     same = (shared > 0.5) & (distance < SAME_PERSON_PX)
     other = (roi_image[:, None] == images[None]) & ~same & own_window[:, None] & has_window[None]  # (N, M)
     if present is None:
-        number = torch.arange(len(v), device=device)
+        number = torch.arange(v.shape[0], device=device)
         other = other & (number[:, None] != number[None])
 
     scale, own_scale = torch.sqrt(determinant.abs()), torch.sqrt(own_determinant.abs())

@@ -201,7 +201,11 @@ def model_stages(settings: Settings, model: Model, device: Device) -> tuple[Keyp
             person_threshold=_chosen(settings.person_threshold, artifact.person_threshold),
         ),
         SegmentStage(
-            model.segment_engine, device, feature_from_input=artifact.feature_from_input, roi_size=artifact.roi_size
+            model.segment_engine,
+            device,
+            feature_from_input=artifact.feature_from_input,
+            roi_size=artifact.roi_size,
+            neighbours=artifact.neighbours,
         ),
     )
 

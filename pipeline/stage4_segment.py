@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,7 +31,9 @@ class SegmentStage:
 
     name = "segment"
 
-    def __init__(self, engine: Engine, device: Device, *, feature_from_input: F32, roi_size: int) -> None:
+    def __init__(
+        self, engine: Engine, device: Device, *, feature_from_input: F32, roi_size: int, neighbours: bool = False
+    ) -> None:
         """Keep what the model prescribes.
 
         Args:
@@ -38,11 +41,13 @@ class SegmentStage:
             device: where the engine works, and where the features lie.
             feature_from_input: (2, 3), a property of the network.
             roi_size: side of the window, ROI px.
+            neighbours: a mask depends on the other people of the picture, too.
         """
         self._engine = engine
         self._device = device
         self._feature_from_input = feature_from_input
         self._roi_size = roi_size
+        self._neighbours = neighbours
         self._people_per_call = int(getattr(engine, "limits", {}).get("N", 0)) or None
         self._known: dict[int, dict[bytes, _KnownMask]] = {}  # for each stream, by what the mask was made from
 
@@ -88,10 +93,16 @@ class SegmentStage:
     def _known_or_new(
         self, rois: AlignedRois, features: Features, renewed: NDArray[np.int64], feeds: dict[str, NDArray[Any]]
     ) -> InstanceMasks:
-        """Masks of one frame; somebody in whose window nothing has changed since their last mask keeps it."""
+        """Masks of one frame; somebody in whose window nothing has changed since their last mask keeps it.
+
+        Where masks depend on neighbours, all are made again as soon as somebody comes, goes, moves or needs a new one.
+        """
         known = self._known.setdefault(rois.poses.frame.stream, {})
         matrices, joints = feeds["feature_from_roi"], feeds["roi_keypoints"]
         keys = [matrix.tobytes() + pose.tobytes() for matrix, pose in zip(matrices, joints, strict=True)]
+        if self._neighbours:
+            everybody = blake2b(b"".join(sorted(keys))).digest()
+            keys = [key + everybody for key in keys]
         changed = window_renewals(
             renewed,
             compose(invert(self._feature_from_input), matrices),
@@ -103,6 +114,8 @@ class SegmentStage:
             for n, (key, number) in enumerate(zip(keys, changed.tolist(), strict=True))
             if key not in known or known[key].number < number
         ]
+        if new and self._neighbours:
+            new = list(range(len(keys)))
         if new:
             _, host = self._run(features.maps, {name: feed[new] for name, feed in feeds.items()})
             number = int(renewed.max())
@@ -133,14 +146,21 @@ class SegmentStage:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _run(self, maps: Array, feeds: Mapping[str, NDArray[Any]]) -> tuple[Array, dict[str, NDArray[Any]]]:
-        """Probabilities on the device and all outputs on the host; more people than one call takes are several."""
+        """Probabilities on the device and all outputs on the host; more people than one call takes are several.
+
+        Where masks depend on neighbours, a picture's people stay together unless they alone are more than a call takes:
+        then those of another call are not seen.
+        """
         people = len(feeds["roi_image"])
         limit = min(people, self._people_per_call or people)
         on_device: list[Array] = []
         on_host: list[dict[str, NDArray[Any]]] = []
         done = 0
         while done < people:
-            rows = slice(done, min(done + limit, people))
+            end = min(done + limit, people)
+            if self._neighbours:
+                end = _end_of_pictures(feeds["roi_image"], done, end)
+            rows = slice(done, end)
             try:
                 outputs = self._device.run(
                     self._engine, {"features": maps, **{name: feed[rows] for name, feed in feeds.items()}}
@@ -160,6 +180,14 @@ class SegmentStage:
         return self._device.join(on_device), {
             name: np.concatenate([part[name] for part in on_host]) for name in on_host[0]
         }
+
+
+def _end_of_pictures(images: NDArray[np.integer], first: int, end: int) -> int:
+    """The last border between pictures in first < row <= end; ``end`` where there is none."""
+    if end == len(images):
+        return end
+    borders = [row for row in range(first + 1, end + 1) if images[row] != images[row - 1]]
+    return borders[-1] if borders else end
 
 
 def _by_features(items: Sequence[AlignedRois]) -> Iterator[list[AlignedRois]]:

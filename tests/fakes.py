@@ -23,6 +23,7 @@ from engines.artifact import Artifact
 from engines.signatures import SIGNATURES
 from kernels.affine_align import affine_align
 from kernels.coordinates import half_pixel_scale, transform_points
+from kernels.neighbours import neighbour_features
 from kernels.pose_fit import PAPER_TEMPLATES, prepare_templates
 from pipeline.build import Model
 from pipeline.messages import AlignedRois, Frame, FrameResult, InstanceMasks, Poses
@@ -131,13 +132,15 @@ class FakeKeypointEngine:
 
 
 class FakeSegmentEngine:
-    """The probability is the first feature channel."""
+    """The probability is the first feature channel; with ``neighbours`` nought where somebody else is."""
 
     name = "fake"
     inputs: tuple[TensorSpec, ...] = SIGNATURES["segment"][0]
     outputs: tuple[TensorSpec, ...] = SIGNATURES["segment"][1]
 
-    def __init__(self, *, roi_size: int = 64, fail_at: int | None = None, memory: int = 1000) -> None:
+    def __init__(
+        self, *, roi_size: int = 64, fail_at: int | None = None, memory: int = 1000, neighbours: bool = False
+    ) -> None:
         """A call with more than ``memory`` people runs out of memory."""
         self.calls = 0
         self.closed = 0
@@ -146,6 +149,7 @@ class FakeSegmentEngine:
         self._memory = memory
         self._roi_size = roi_size
         self._fail_at = fail_at
+        self._neighbours = neighbours
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         assert set(feeds) == {spec.name for spec in self.inputs}
@@ -160,6 +164,9 @@ class FakeSegmentEngine:
         self.batches.append(len(feeds["roi_image"]))
         self.feeds = dict(feeds)
         sampled = affine_align(feeds["features"], feeds["feature_from_roi"], feeds["roi_image"], self._roi_size)[:, 0]
+        if self._neighbours:
+            people = (feeds[name] for name in ("feature_from_roi", "roi_image", "roi_keypoints"))
+            sampled = sampled * (1 - neighbour_features(*people, self._roi_size)[:, 0])
         return {"probabilities": sampled, "scores": sampled.max(axis=(1, 2))}
 
     def close(self) -> None:
@@ -172,6 +179,7 @@ def fake_model(
     segment_engine: FakeSegmentEngine | None = None,
     long_side: int = 128,
     decode: Mapping[str, float] | None = None,
+    neighbours: bool = False,
 ) -> Model:
     """A model of the two fake networks."""
     artifact = Artifact(
@@ -190,11 +198,12 @@ def fake_model(
         trained_on=(),
         measured={},
         provenance={},
+        neighbours=neighbours,
     )
     return Model(
         artifact=artifact,
         keypoint_engine=keypoint_engine or FakeKeypointEngine(),
-        segment_engine=segment_engine or FakeSegmentEngine(),
+        segment_engine=segment_engine or FakeSegmentEngine(neighbours=neighbours),
     )
 
 

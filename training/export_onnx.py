@@ -362,6 +362,7 @@ def export(
             "measured": {**measured, "export_difference": round(difference, 8)},
             "provenance": dict(provenance),
             **({} if keypoints == DEFAULT_GROUPING else {"grouping": keypoints}),
+            **({"neighbours": True} if network.settings.skeleton.neighbours else {}),
         }
         return write_artifact(output, manifest, paths)
     finally:

@@ -78,6 +78,11 @@ class FakeMemory:
         self.events.append("copy")
         np.copyto(target, source, casting="no")
 
+    def clear(self, target: NDArray[Any]) -> None:
+        assert self.active is not None
+        self.events.append("clear")
+        target[...] = 0
+
     def concatenate(self, parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
         return np.concatenate(parts)
 

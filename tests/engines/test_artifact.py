@@ -81,6 +81,13 @@ def test_round_trip(tmp_path: Path) -> None:
         assert artifact.segment_path.read_bytes() == GRAPH_FILES["segment"]
 
 
+def test_masks_may_depend_on_neighbours(tmp_path: Path) -> None:
+    for neighbours in (True, False):
+        write_artifact(tmp_path / "model", manifest(neighbours=neighbours), GRAPH_FILES)
+        assert load_artifact(tmp_path / "model").neighbours is neighbours
+    assert not write_artifact(tmp_path / "model", manifest(), GRAPH_FILES).neighbours
+
+
 def test_arrays_are_read_only(folder: Path) -> None:
     with pytest.raises(ValueError, match="read-only"):
         load_artifact(folder).templates[0, 0, 0] = 1
@@ -243,6 +250,8 @@ def test_manifest_that_is_none(folder: Path, content: bytes, message: str) -> No
         ("joint_threshold", None, "'joint_threshold' to be a number"),
         ("decode", {"a": "b"}, "'decode' to hold at most 64 finite numbers"),
         ("decode", [], "'decode' to be a JSON object"),
+        ("neighbours", 1, "'neighbours' to be true or false"),
+        ("neighbours", None, "'neighbours' to be true or false"),
         ("trained_on", "everything", "'trained_on' to be a list of names"),
         ("measured", 3, "'measured' to be a JSON object"),
         ("provenance", None, "'provenance' to be a JSON object"),

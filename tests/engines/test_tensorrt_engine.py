@@ -118,6 +118,21 @@ def test_every_person_comes_back_right(name, n, tmp_path):
 
 
 @BOTH
+def test_people_of_an_earlier_call_are_nobodys_neighbours(name, tmp_path):
+    """A sum over everybody in a picture, as a drawing of the others is: the padding must not add to it."""
+
+    def sum_of_all(feeds: Any) -> dict[str, Any]:
+        together = feeds["roi_image"][:, None] == feeds["roi_image"]
+        score = together.astype(np.float32) @ feeds["roi_keypoints"][:, 3, 2]
+        return {"probabilities": np.zeros((len(score), 4, 4), np.float32), "scores": score}
+
+    engine, _ = make(compute=sum_of_all, name=name, tmp_path=tmp_path)
+    for seed, n in enumerate((8, 8, 5, 7, 5)):
+        feeds = segment_feeds(n, seed=seed)
+        np.testing.assert_allclose(engine.run(feeds)["scores"], sum_of_all(feeds)["scores"], rtol=1e-5, atol=1e-6)
+
+
+@BOTH
 def test_keypoints_of_more_pictures_than_the_plan_takes(name, tmp_path):
     engine, world = make(KEYPOINTS, keypoints, name=name, tmp_path=tmp_path)
     images = np.random.default_rng(0).integers(0, 255, (9, 64, 96, 3), np.uint8)

@@ -328,6 +328,23 @@ def test_too_little_memory_for_one_frame_is_an_error() -> None:
         results_of(crowd(4), BatchingHost(4), people_in_memory=0)
 
 
+@pytest.mark.parametrize(("most", "calls"), [(2, [1, 2, 2, 2, 2, 2, 1]), (4, [3, 4, 2, 3]), (100, [12])])
+def test_neighbours_stay_together_where_the_engine_takes_few_people(most: int, calls: list[int]) -> None:
+    """People of pictures: 0, 1, 2, 3, 0, 1, 2, 3; three do not fit into a call for two."""
+    segment = FakeSegmentEngine(neighbours=True)
+    segment.limits = {"N": most}
+    stages = model_stages(Settings(source="x"), fake_model(segment_engine=segment, neighbours=True), BatchingHost(8))
+    frames = [frame(index, image=image, clip=index) for index, image in enumerate(crowd(8))]
+    masks = stages[2].process_batch([stages[1].process(item) for item in stages[0].process_batch(frames)])
+    assert segment.batches == calls
+    assert [len(item.scores) for item in masks] == [index % 4 for index in range(8)]
+    for index, item in enumerate(masks):
+        if index % 4 <= most:
+            single = model_stages(Settings(source="x"), fake_model(neighbours=True), HostDevice())
+            alone = single[2].process(single[1].process(single[0].process(frames[index])))
+            np.testing.assert_allclose(item.probabilities, alone.probabilities, atol=1e-5)
+
+
 def test_more_people_than_the_engine_takes_are_several_calls() -> None:
     segment = FakeSegmentEngine()
     segment.limits = {"N": 2}

@@ -26,6 +26,9 @@ from tests.fakes import FakeKeypointEngine, FakeSegmentEngine, ListSource, fake_
 SIDE = 256  # frame px = input px: what moves by whole cells moves by whole cells in the input
 
 
+ROWS_OF_ROIS = ("ids", "joint_visible", "roi_from_frame", "template_index", "fit_scores")
+
+
 class CountingEngine(FakeKeypointEngine):
     """Remembers how large the pictures were."""
 
@@ -41,10 +44,15 @@ class CountingEngine(FakeKeypointEngine):
 class Stages:
     """Keypoints, ids and masks, one frame after the other."""
 
-    def __init__(self, *, skip_still: bool, model: Model | None = None) -> None:
-        self.keypoint_engine, self.segment_engine = CountingEngine(), FakeSegmentEngine()
+    def __init__(self, *, skip_still: bool, model: Model | None = None, neighbours: bool = False) -> None:
+        self.keypoint_engine, self.segment_engine = CountingEngine(), FakeSegmentEngine(neighbours=neighbours)
         if model is None:
-            model = fake_model(keypoint_engine=self.keypoint_engine, segment_engine=self.segment_engine, long_side=SIDE)
+            model = fake_model(
+                keypoint_engine=self.keypoint_engine,
+                segment_engine=self.segment_engine,
+                long_side=SIDE,
+                neighbours=neighbours,
+            )
         self._stages = model_stages(Settings(source="x", skip_still=skip_still), model, HostDevice())
 
     def close(self) -> None:
@@ -86,8 +94,37 @@ def test_the_same_people_as_from_whole_pictures(frames: list[list[tuple[int, int
         np.testing.assert_allclose(found[1], expected[1], atol=1e-3)
 
 
-def test_what_stands_still_is_looked_at_once() -> None:
-    stages = Stages(skip_still=True)
+def test_who_stands_still_gets_a_new_mask_when_a_neighbour_passes() -> None:
+    whole, still = (Stages(skip_still=on, neighbours=True) for on in (False, True))
+    passing = [(40, 40, 80, 200), (200, 40, 240, 200)], [(40, 40, 80, 200), (92, 40, 132, 200)]
+    for index, boxes in enumerate((*passing, passing[1], passing[0], passing[0])):
+        expected, found = (in_order(stages(shown(index, *boxes))) for stages in (whole, still))
+        np.testing.assert_allclose(found[0], expected[0], atol=1e-3)
+        np.testing.assert_allclose(found[1], expected[1], atol=1e-3)
+    assert still.segment_engine.batches == [2, 2, 2]
+    assert np.abs(in_order(whole(shown(6, *passing[1])))[1][0] - expected[1][0]).max() > 0.1
+
+
+@pytest.mark.parametrize(("neighbours", "calls"), [(True, [2, 1]), (False, [2])])
+def test_a_neighbour_who_is_gone_is_in_no_mask_any_more(neighbours: bool, calls: list[int]) -> None:
+    """Nothing has changed in the window of the one who stays, and nobody is new."""
+    model = fake_model(segment_engine=FakeSegmentEngine(neighbours=neighbours), long_side=SIDE, neighbours=neighbours)
+    stages = model_stages(Settings(source="x", skip_still=True), model, HostDevice())
+    poses = stages[0].process(shown(0, (40, 40, 80, 200), (92, 40, 132, 200)))
+    both = stages[1].process(poses)
+    first = int(poses.keypoints[:, 0, 0].argmin())
+    kept = {name: getattr(both, name)[[first]] for name in ROWS_OF_ROIS}
+    alone = replace(
+        both, **kept, poses=replace(poses, keypoints=poses.keypoints[[first]], scores=poses.scores[[first]])
+    )
+    before, after = stages[2].process(both).probabilities[first], stages[2].process(alone).probabilities[0]
+    assert model.segment_engine.batches == calls
+    assert (np.abs(after - before).max() > 0.1) == neighbours
+
+
+@pytest.mark.parametrize("neighbours", [False, True])
+def test_what_stands_still_is_looked_at_once(neighbours: bool) -> None:
+    stages = Stages(skip_still=True, neighbours=neighbours)
     first = stages(shown(0, (40, 40, 80, 200)))
     for index in range(1, 10):
         again = stages(shown(index, (40, 40, 80, 200)))
