@@ -16,7 +16,8 @@ TEST_VENV := .venv-test
 CONSTRAINTS := requirements/constraints.txt
 CLIP := out/demo_input.mp4
 PYTEST_ARGS ?=
-# A process each: libraries that one part loads (stand-ins for GPUs, other OpenMPs, TBB) must not reach the next.
+# A process each: libraries that one part loads (stand-ins for GPUs, other OpenMPs, TBB) must not reach the next, and a
+# part that crashes does not hide what the others have to say.
 TEST_PARTS := tests/kernels tests/engines tests/training tests/pipeline tests/benchmarks tests/fuzz tests/integration \
 	$(sort $(wildcard tests/test_*.py))
 CHAOS_ARGS ?=

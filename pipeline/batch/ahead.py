@@ -13,7 +13,7 @@ from pipeline.batch.plan import BatchInput
 from pipeline.batch.state import JobFolder
 from pipeline.batch.video import Position, SegmentedVideo
 from pipeline.build import Model
-from pipeline.errors import SourceError
+from pipeline.errors import PipelineError, SourceError
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +87,10 @@ def detect_segment(
 ) -> None:
     """Run the networks on one segment and keep what they find until the pass in order is there.
 
+    A worker may be late: given up as lost while it only was slow. Where the pass in order has done the segment
+    meanwhile, nothing is kept, at whatever moment that happens: the pass notes what it has done before it removes what
+    was found ahead, and here the note is read again after the file is written.
+
     Args:
         item: the input.
         number: of the segment.
@@ -104,6 +108,8 @@ def detect_segment(
     state = job.load(item.key)
     if state is None:
         raise SourceError(f"{item.name}: its state file is gone: somebody removed it during the run")
+    if state.is_past(number):
+        return
     position = Position.of_state(start) if start is not None else None
     index = position.index if position is not None else 0
     found = found_in(item, state, number, index, model, options)
@@ -121,7 +127,19 @@ def detect_segment(
     try:
         if not video.has_more():
             raise SourceError(f"{item.name}: has no segment {number} any more: it was changed")
-        if not detect(video, model, options.settings, device, path, found, report=told, stop=stop):
-            raise Interrupted
+        kept = detect(video, model, options.settings, device, path, found, report=told, stop=stop)
+    except PipelineError:
+        if _is_wanted(item, number, job):
+            raise
+        return  # the file that was being written has been removed
     finally:
         video.close()
+    if not kept:
+        raise Interrupted
+    if not _is_wanted(item, number, job):
+        path.unlink(missing_ok=True)
+
+
+def _is_wanted(item: BatchInput, number: int, job: JobFolder) -> bool:
+    state = job.load(item.key)
+    return state is not None and not state.is_past(number)

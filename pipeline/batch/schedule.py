@@ -89,6 +89,10 @@ class Batch:
             for item in self.inputs:
                 self.job.forget(item.key)
         self._pending.extend(self.left_to_do(retry_failed=retry_failed))
+        for item in self.inputs:
+            state = self.states.get(item.path)
+            if state is not None and state.status == "done":
+                self.job.remove_parts(item.key)  # a worker may have been killed before it could
 
     def left_to_do(self, *, retry_failed: bool) -> list[BatchInput]:
         """Inputs that no run before has settled; the others are noted with their results."""

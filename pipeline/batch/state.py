@@ -112,6 +112,10 @@ class FileState:
     def seconds(self) -> float:
         return sum(segment.seconds for segment in self.segments)
 
+    def is_past(self, number: int) -> bool:
+        """Whether a segment is finished, or can be none any more: nothing is wanted of it."""
+        return self.ended or number < len(self.segments)
+
     def is_of(self, stat: SizeAndTime) -> bool:
         """Whether the input is still the file that this is about."""
         return (self.size, self.mtime_ns) == (stat.st_size, stat.st_mtime_ns)

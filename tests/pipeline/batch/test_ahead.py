@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,7 +16,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from pipeline.batch import ahead
 from pipeline.batch.ahead import detect_segment, scout_file
+from pipeline.batch.crew import ProcessCrew
 from pipeline.batch.detections import (
     DETECTIONS,
     DetectionsDamaged,
@@ -24,9 +27,11 @@ from pipeline.batch.detections import (
     check_detections,
     read_detections,
 )
-from pipeline.batch.file import FileOptions, Interrupted, Paused, found_in, process_file
+from pipeline.batch.file import FileOptions, FileProgress, Interrupted, Paused, found_in, process_file
 from pipeline.batch.plan import plan_inputs
+from pipeline.batch.schedule import Batch
 from pipeline.batch.state import JobFolder
+from pipeline.batch.worker import WorkerOptions
 from pipeline.build import Model, open_model
 from pipeline.errors import SourceError
 from pipeline.settings import Settings
@@ -36,6 +41,7 @@ from tests.magenta_model import write_magenta_model
 pytestmark = pytest.mark.timeout(280)
 FRAMES = 110
 KINDS = ("video", "json", "coco", "sheet")
+AFTERWARDS = {"state.json", "lock", "picture.jpg"}  # all that is kept of a file that is finished
 
 
 def write_open_groups(path: Path) -> Path:
@@ -100,8 +106,13 @@ class Job:
         assert told == len(borders)
         return borders
 
-    def detect(self, number: int, start: dict | None) -> None:
-        detect_segment(self.item, number, start, self.job, self.model, self.options, report=lambda progress: None)
+    def detect(
+        self,
+        number: int,
+        start: dict | None,
+        report: Callable[[FileProgress], None] = lambda progress: None,
+    ) -> None:
+        detect_segment(self.item, number, start, self.job, self.model, self.options, report=report)
 
     def go_on(self, until: int | None = None) -> bool:
         """Whether it is finished."""
@@ -116,6 +127,9 @@ class Job:
 
     def path(self, number: int) -> Path:
         return self.job.folder_of(self.item.key) / DETECTIONS.format(number)
+
+    def left(self) -> set[str]:
+        return {entry.name for entry in self.job.folder_of(self.item.key).iterdir()}
 
     def outputs(self) -> dict[str, object]:
         frames, times = read_video(self.item.output(self.job.out, "video"))
@@ -178,6 +192,75 @@ def test_any_split_and_any_order_of_workers_give_the_same(
     job.go_on()
     assert job.outputs() == one_pass[name]
     assert not list(job.path(0).parent.glob("people-*"))  # nothing is left of what was found ahead
+
+
+def test_a_late_worker_leaves_nothing_of_a_file_that_is_finished(clips, model, tmp_path) -> None:
+    job = Job(clips / "plain.mp4", tmp_path, model, 0.6)
+    borders = job.scout()
+    assert job.go_on(until=len(borders))
+    seen: list[FileProgress] = []
+    for number, start in borders:
+        job.detect(number, start, seen.append)
+    assert seen == []  # and has run no network
+    assert job.left() == AFTERWARDS
+
+
+def test_a_late_worker_leaves_nothing_of_a_segment_that_is_finished(clips, model, tmp_path) -> None:
+    job = Job(clips / "plain.mp4", tmp_path, model, 0.6)
+    borders = job.scout()
+    assert not job.go_on(until=2)
+    for number, start in borders[:3]:
+        job.detect(number, start)
+    assert [job.path(number).exists() for number in range(3)] == [False, False, True]
+
+
+def test_a_file_that_is_finished_before_a_late_worker_writes(clips, model, tmp_path, monkeypatch) -> None:
+    job = Job(clips / "plain.mp4", tmp_path, model, 0.6)
+    number, start = job.scout()[1]
+    written = []
+
+    def late(*args: object, **more: object) -> int:
+        assert job.go_on()
+        frames = detect(*args, **more)
+        written.append(job.path(number).exists())
+        return frames
+
+    detect = ahead.detect
+    monkeypatch.setattr(ahead, "detect", late)
+    job.detect(number, start)
+    assert written == [True]
+    assert job.left() == AFTERWARDS
+
+
+def test_a_file_that_is_finished_while_a_late_worker_writes(clips, model, tmp_path) -> None:
+    job = Job(clips / "plain.mp4", tmp_path, model, 0.6)
+    number, start = job.scout()[1]
+    folder = write_magenta_model(tmp_path / "model")
+    other = open_model(Settings(source="x", model=folder, threads=1, engine="onnx"))
+    in_order = Job(clips / "plain.mp4", tmp_path, other, 0.6)
+
+    def finish(progress: FileProgress) -> None:
+        if progress.frames == 2:
+            assert in_order.go_on()
+
+    try:
+        job.detect(number, start, finish)
+    finally:
+        other.close()
+    assert job.left() == AFTERWARDS
+
+
+def test_parts_that_a_killed_worker_left_of_a_finished_file_go_with_the_next_run(clips, model, tmp_path) -> None:
+    job = Job(clips / "plain.mp4", tmp_path, model, 0.6)
+    assert job.go_on()
+    for name in (job.path(1).name, f".{job.path(2).name}.node.7.new", "000000.mp4"):
+        (job.path(0).parent / name).write_bytes(b"x")
+    crew = ProcessCrew(WorkerOptions(out=job.job.out, file=job.options))
+    batch = Batch(job.job, [job.item], job.options, crew=crew, workers=1)
+    assert batch.left_to_do(retry_failed=False) == []
+    assert len(job.left()) == len(AFTERWARDS) + 3  # asked what is left to do, as --dry-run does: nothing is touched
+    batch.prepare(overwrite=False, retry_failed=False)
+    assert job.left() == AFTERWARDS
 
 
 def test_a_file_in_which_no_seek_can_be_trusted_is_not_split(clips, model, tmp_path) -> None:
