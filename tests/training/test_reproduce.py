@@ -172,9 +172,10 @@ def test_a_cell_is_what_the_evaluation_says(made: Path, world: Path, tmp_path: P
     changes = ["--set", "model.align.box=joints", "--set", "model.align.expand=0.4"]
     sets = ["--annotations", str(world / "crowded/annotations.json"), "--images", str(world / "crowded/images")]
     checkpoint = ["--checkpoint", str(made / "runs/roi_skeleton/step-0000012")]
-    options = ["--poses", "gt", "--long-side", "128", "--threads", "1", "--json", str(out)]
+    options = ["--poses", "gt", "--masks", "overlapping", "--long-side", "128", "--threads", "1", "--json", str(out)]
     assert evaluate.main([*sets, *checkpoint, *changes, *options]) == 0
     again = json.loads(out.read_text())
+    assert again["masks"] == kept["masks"] == "overlapping"  # as in the paper
     assert again["mean_iou"] == kept["mean_iou"] > 0
     assert again["mask"] == kept["mask"]
 
