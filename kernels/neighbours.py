@@ -16,6 +16,8 @@ SIGMA_PX = 3.0  # how far a body reaches around its joints and limbs in its own 
 MIN_SIGMA_PX, MAX_SIGMA_PX = 1.0, 10.0
 SAME_PERSON_PX = 2.0  # two poses whose common joints lie closer than this on average are one person, found twice
 CHANNELS = 2
+OWN_ONLY = 3.0
+"""Third value of the joints of somebody whom the others must not see: visible for the own skeleton, no neighbour's."""
 FAR = 1e6  # joints and matrices whose magnitudes add up to this or more, infinity or NaN are not there
 MIN_AREA = 1e-12  # square cells of a px of a window; what has less is no window
 
@@ -60,8 +62,8 @@ def neighbour_features(
         feature_from_roi: (N, 2, 3), ROI px to feature cells. Somebody whose matrix has NaN, infinity or no area sees
             nobody and is not drawn.
         roi_image: (N,) integer: which picture each person is in.
-        roi_keypoints: (N, 17, 3): x, y in the person's own ROI px; third value 0 absent, 1 hidden, 2 visible. NaN or
-            infinity counts as absent.
+        roi_keypoints: (N, 17, 3): x, y in the person's own ROI px; third value 0 absent, 1 hidden, 2 visible,
+            `OWN_ONLY` visible but not drawn for others. NaN or infinity counts as absent.
         size: side S of the ROI, px.
 
     Returns:
@@ -119,7 +121,7 @@ def draw_neighbours(
     points = len(_SHARE)
     maps = windows[:, first_channel : first_channel + CHANNELS]
     maps[...] = 0.0
-    seen = np.zeros((people, JOINTS), np.int64)  # 0 absent, 1 hidden, 2 visible
+    seen = np.zeros((people, JOINTS), np.int64)  # 0 absent, 1 hidden, 2 visible, 3 visible and drawn for nobody
     area = np.zeros(people, np.float64)  # of a px, square cells; 0 where there is no window
     for n in range(people):
         matrix = feature_from_roi[n]
@@ -129,7 +131,7 @@ def draw_neighbours(
         for joint in range(JOINTS):
             x, y, v = roi_keypoints[n, joint]
             if v > 0.5 and abs(np.float64(x)) + abs(np.float64(y)) + np.float64(v) < FAR:
-                seen[n, joint] = 2 if v > 1.5 else 1
+                seen[n, joint] = 3 if v > 2.5 else 2 if v > 1.5 else 1
     along_x, along_y = np.empty(size, np.float32), np.empty(size, np.float32)
     for row in range(len(windows)):
         i = first_person + row
@@ -154,7 +156,7 @@ def draw_neighbours(
             for point in range(points):
                 one, two, share = _FIRST[point], _SECOND[point], _SHARE[point]
                 kind = min(seen[j, one], seen[j, two])
-                if kind == 0:
+                if not 1 <= kind <= 2:
                     continue
                 own_x = (1.0 - share) * roi_keypoints[j, one, 0] + share * roi_keypoints[j, two, 0]
                 own_y = (1.0 - share) * roi_keypoints[j, one, 1] + share * roi_keypoints[j, two, 1]
@@ -212,8 +214,8 @@ def _gaussian(values: F32, centre: float, sigma: float, reach: float) -> tuple[i
 def sample_crowd(size: int) -> tuple[F32, NDArray[np.int32], F32]:
     """``feature_from_roi``, ``roi_image`` and ``roi_keypoints`` of people on whom a drawing is compared with ours.
 
-    They are of two pictures, overlap, are up to 30 times as large as each other, and two of them are one person. See
-    `kernels.skeleton.draws_alike`.
+    They are of two pictures, overlap, are up to 30 times as large as each other, two of them are one person, and one is
+    nobody's neighbour. See `kernels.skeleton.draws_alike`.
     """
     poses = sample_poses(size)
     people = len(poses)
@@ -226,6 +228,7 @@ def sample_crowd(size: int) -> tuple[F32, NDArray[np.int32], F32]:
     matrices[:, :, 2] = rng.uniform(0.3 * size, 0.7 * size, (people, 2)) - middle * matrices[:, :, :2].sum(2)
     images = (np.arange(people) // 2 % 2).astype(np.int32)
     matrices[5], poses[5] = matrices[4], poses[4] + np.array([0.5, -0.5, 0.0], np.float32)
+    poses[7, poses[7, :, 2] == 2, 2] = OWN_ONLY
     return matrices.astype(np.float32), images, poses
 
 
@@ -263,6 +266,8 @@ def neighbour_features_reference(
             if not (there[j, one] and there[j, two]):
                 continue
             x, y = (1 - share) * placed[one] + share * placed[two]
-            hidden = min(poses[j, one, 2], poses[j, two, 2]) < 1.5
-            maps[i, int(hidden)] += np.exp(-((grid_x - x) ** 2 + (grid_y - y) ** 2) / (2 * sigma**2))
+            lowest = min(poses[j, one, 2], poses[j, two, 2])
+            if lowest > 2.5:
+                continue
+            maps[i, int(lowest < 1.5)] += np.exp(-((grid_x - x) ** 2 + (grid_y - y) ** 2) / (2 * sigma**2))
     return np.minimum(maps, 1.0).astype(np.float32)

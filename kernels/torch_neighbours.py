@@ -32,7 +32,8 @@ def neighbour_features(
     Args:
         feature_from_roi: (N, 2, 3) ROI px to feature cells.
         roi_image: (N,) which picture each person is in.
-        roi_keypoints: (N, 17, 3) x, y in the person's own ROI px; third value 0 absent, 1 hidden, 2 visible.
+        roi_keypoints: (N, 17, 3) x, y in the person's own ROI px; third value 0 absent, 1 hidden, 2 visible, 3
+            visible but not drawn for others.
         size: side S of the ROI, px.
         present: everybody who is in the pictures, as matrices, pictures and keypoints of M people, for training; only
             their pose tells a person from others then. None: the N people.
@@ -90,7 +91,7 @@ def neighbour_features(
         torch.exp((grid - place[..., None]) ** 2 * fall[..., None, None]).flatten(1, 2)
         for place in in_every_window(point_x, point_y)
     )
-    kinds = torch.stack((seen > 1.5, (seen > 0.5) & (seen <= 1.5)), dim=0)  # (2, M, P)
+    kinds = torch.stack(((seen > 1.5) & (seen <= 2.5), (seen > 0.5) & (seen <= 1.5)), dim=0)  # (2, M, P)
     weight = (kinds[:, None] & other[None, :, :, None]).to(dtype).flatten(2)  # (2, N, M * P)
     drawn = (down[None] * weight[..., None]).transpose(2, 3) @ across[None]  # (2, N, S, S)
     return drawn.clamp(max=1.0).transpose(0, 1)

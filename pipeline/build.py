@@ -206,6 +206,7 @@ def model_stages(settings: Settings, model: Model, device: Device) -> tuple[Keyp
             feature_from_input=artifact.feature_from_input,
             roi_size=artifact.roi_size,
             neighbours=artifact.neighbours,
+            person_threshold=_chosen(settings.person_threshold, artifact.person_threshold),
         ),
     )
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from engines import Engine, EngineOutOfMemory
 from engines.device import Array, Device
 from kernels.coordinates import F32, compose, invert
+from kernels.neighbours import OWN_ONLY
 from kernels.renewal import window_renewals
 from kernels.roi_inputs import segment_feeds
 from pipeline.messages import AlignedRois, Features, InstanceMasks
@@ -32,7 +33,14 @@ class SegmentStage:
     name = "segment"
 
     def __init__(
-        self, engine: Engine, device: Device, *, feature_from_input: F32, roi_size: int, neighbours: bool = False
+        self,
+        engine: Engine,
+        device: Device,
+        *,
+        feature_from_input: F32,
+        roi_size: int,
+        neighbours: bool = False,
+        person_threshold: float = 0.0,
     ) -> None:
         """Keep what the model prescribes.
 
@@ -41,13 +49,16 @@ class SegmentStage:
             device: where the engine works, and where the features lie.
             feature_from_input: (2, 3), a property of the network.
             roi_size: side of the window, ROI px.
-            neighbours: a mask depends on the other people of the picture, too.
+            neighbours: a mask depends on the other people of the picture, too: on those who reach ``person_threshold``.
+            person_threshold: weaker people are nobody's neighbours. A mask then follows from the picture alone, and not
+                from who is known from earlier ones.
         """
         self._engine = engine
         self._device = device
         self._feature_from_input = feature_from_input
         self._roi_size = roi_size
         self._neighbours = neighbours
+        self._person_threshold = person_threshold
         self._people_per_call = int(getattr(engine, "limits", {}).get("N", 0)) or None
         self._known: dict[int, dict[bytes, _KnownMask]] = {}  # for each stream, by what the mask was made from
 
@@ -131,9 +142,11 @@ class SegmentStage:
         parts = []
         for rois in group:
             poses = rois.poses
+            weak = self._neighbours & (poses.scores < self._person_threshold)
+            visible = np.where(weak, OWN_ONLY, JOINT_SEEN)[:, None]
             part = segment_feeds(
                 poses.keypoints,
-                np.where(rois.joint_visible, JOINT_SEEN, 0.0),
+                np.where(rois.joint_visible, visible, 0.0),
                 rois.roi_from_frame,
                 poses.letterbox.input_from_frame,
                 self._feature_from_input,

@@ -23,7 +23,7 @@ import io
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,6 +38,7 @@ from kernels.coordinates import F32, F64, U8
 from kernels.groupings import GroupingParameters, group_people, grouping_parameters
 from kernels.letterbox import Letterbox, letterbox, plan_letterbox
 from kernels.mask_paste import encode_rle, paste_masks
+from kernels.neighbours import OWN_ONLY
 from kernels.personlab_decoding import PersonLabParameters
 from kernels.pose_decoding import DecodeParameters
 from kernels.pose_fit import whole_frame_roi
@@ -69,6 +70,7 @@ class Model:
     feature_from_input: F32
     roi_size: int
     joint_threshold: float
+    person_threshold: float = 0.25  # who scores less is not served
     decode: GroupingParameters = field(default_factory=DecodeParameters)
     align: AlignSettings = field(default_factory=AlignSettings)  # of networks that are evaluated before their export
 
@@ -99,6 +101,7 @@ def open_model(folder: Path, *, engine: str = "auto", threads: int | None = None
         feature_from_input=artifact.feature_from_input,
         roi_size=artifact.roi_size,
         joint_threshold=artifact.joint_threshold,
+        person_threshold=artifact.person_threshold,
         decode=decode,
     )
     return model, artifact.long_side
@@ -185,6 +188,29 @@ def segment_people(model: Model, features: F32, plan: Plan, people: FoundPeople)
     )
     outputs = model.segment.run({"features": features, **feeds})
     return outputs["probabilities"], outputs["scores"], roi_from_frame
+
+
+def masks_beside_each_other(
+    model: Model, features: F32, plan: Plan, people: FoundPeople, height: int, width: int, *, exclusive: bool
+) -> tuple[list[dict[str, Any]], F32]:
+    """COCO RLE and mask scores (N,) of the given poses.
+
+    Average precision counts people down to scores that nobody is served. Those who reach `Model.person_threshold` get
+    masks as if the weaker ones were not there, since then they are not.
+    """
+    weak = people.scores < model.person_threshold
+    visibility = np.where(weak[:, None] & (people.visibility > 0), OWN_ONLY, people.visibility).astype(np.float32)
+    seen = replace(people, visibility=visibility)
+    probabilities, scores, roi_from_frame = segment_people(model, features, plan, seen)
+    rles = list(
+        encode_rle(paste_masks(probabilities, roi_from_frame, height, width, exclusive=exclusive), height, width)
+    )
+    sure = np.flatnonzero(~weak)
+    if exclusive and 0 < len(sure) < len(rles):
+        served = paste_masks(probabilities[sure], roi_from_frame[sure], height, width, exclusive=True)
+        for place, rle in zip(sure, encode_rle(served, height, width), strict=True):
+            rles[place] = rle
+    return rles, scores
 
 
 def true_people(photo: Photo) -> list[int]:
@@ -316,10 +342,9 @@ def evaluate_photo(
     mask_scores = np.ones(n, np.float32)
     rles: list[dict[str, Any]] = []
     if n and masks in {"exclusive", "overlapping"}:
-        probabilities, mask_scores, roi_from_frame = segment_people(model, features, plan, poses)
-        size = (photo.height, photo.width)
-        pasted = paste_masks(probabilities, roi_from_frame, *size, exclusive=masks == "exclusive")
-        rles = encode_rle(pasted, *size)
+        rles, mask_scores = masks_beside_each_other(
+            model, features, plan, poses, photo.height, photo.width, exclusive=masks == "exclusive"
+        )
     elif n:
         if masks == "personlab":
             drawn = personlab_masks(outputs, poses.keypoints, poses.visibility, plan, model.decode)

@@ -90,7 +90,7 @@ def main(arguments: Sequence[str]) -> int:
             ),
         )
         gpu = _on_gpu(settings) if cluster is None else settings.may_use_gpu and cluster.has_gpus()
-        split = _split_of(settings, gpu=gpu, neighbours=artifact.neighbours)
+        split = _split_of(settings, gpu=gpu)
         crew: Crew = ProcessCrew(options)
         if cluster is None:
             there = f"{found.cores} cores, {found.memory_bytes / 1e9:.1f} GB free"
@@ -146,7 +146,7 @@ def _places(cluster: RayCluster, settings: BatchSettings, threads: int, *, gpu: 
     return found.workers if settings.workers == "auto" else int(settings.workers), there
 
 
-def _split_of(settings: BatchSettings, *, gpu: bool, neighbours: bool) -> Split:
+def _split_of(settings: BatchSettings, *, gpu: bool) -> Split:
     """Whether files may be shared.
 
     Raises:
@@ -155,11 +155,7 @@ def _split_of(settings: BatchSettings, *, gpu: bool, neighbours: bool) -> Split:
     exact = settings.engine in {"auto", "onnx"} and not gpu
     if settings.split == "always" and not exact:
         raise SettingsError("--split always needs the networks in ONNX Runtime on the CPU: add --engine onnx")
-    if settings.split == "always" and neighbours:
-        raise SettingsError(
-            "--split always needs a model whose masks do not depend on neighbours, this one's do: leave it out"
-        )
-    return settings.split if exact and not neighbours else "never"
+    return settings.split if exact else "never"
 
 
 def _dry_run(job: JobFolder, inputs: Sequence[BatchInput], settings: BatchSettings) -> int:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.neighbours import BODY_POINTS, draw_neighbours, neighbour_features, neighbour_features_reference
+from kernels.neighbours import BODY_POINTS, OWN_ONLY, draw_neighbours, neighbour_features, neighbour_features_reference
 from kernels.skeleton import JOINTS
 from tests.strategies import crowds
 from tests.tolerances import FLOAT32_COORDINATES, SKELETON
@@ -257,3 +257,19 @@ def test_errors_say_what_came(change: dict[str, Any], message: str) -> None:
     for draw in (neighbour_features, neighbour_features_reference):
         with pytest.raises(ValueError, match=message):
             draw(**arguments)
+
+
+def test_who_is_for_themselves_only_sees_others_and_is_not_seen() -> None:
+    scene = crowd(6)
+    matrices, images, poses = scene
+    shy = poses.copy()
+    shy[2, poses[2, :, 2] > 1.5, 2] = OWN_ONLY
+    without = poses.copy()
+    without[2, poses[2, :, 2] > 1.5] = 0
+    maps, expected = neighbour_features(matrices, images, shy), neighbour_features(matrices, images, without)
+    others = [n for n in range(6) if n != 2]
+    np.testing.assert_array_equal(maps[others, 0], expected[others, 0])
+    np.testing.assert_array_equal(maps[2], neighbour_features(matrices, images, poses)[2])
+    np.testing.assert_allclose(maps, neighbour_features_reference(matrices, images, shy), **SKELETON)
+    found = by_torch((matrices, images, shy))
+    np.testing.assert_allclose(maps, found, **SKELETON)

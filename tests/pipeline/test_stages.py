@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from engines import ArtifactError, EngineOutOfMemory, EngineRunError
 from engines.device import HostDevice
+from kernels.neighbours import OWN_ONLY
 from kernels.personlab_decoding import PersonLabParameters
 from kernels.pose_decoding import DecodeParameters
 from pipeline.build import compose_stages, decode_parameters, model_stages
@@ -21,6 +22,8 @@ from pipeline.stage2_keypoints import KeypointStage
 from pipeline.stage3_affine import AffineStage
 from pipeline.stage5_compose import ComposeStage
 from tests.fakes import STANDING, FakeKeypointEngine, FakeSegmentEngine, fake_model, frame, masks_of, picture, poses_of
+
+ROWS_OF_ROIS = ("ids", "joint_visible", "roi_from_frame", "template_index", "fit_scores")
 
 
 def run(image: np.ndarray, **options) -> FrameResult:
@@ -343,6 +346,26 @@ def test_neighbours_stay_together_where_the_engine_takes_few_people(most: int, c
             single = model_stages(Settings(source="x"), fake_model(neighbours=True), HostDevice())
             alone = single[2].process(single[1].process(single[0].process(frames[index])))
             np.testing.assert_allclose(item.probabilities, alone.probabilities, atol=1e-5)
+
+
+def test_weak_poses_are_nobodys_neighbours() -> None:
+    """Who scores less than it takes to appear changes no other mask, and gets one beside the others."""
+    segment = FakeSegmentEngine(neighbours=True)
+    stages = model_stages(Settings(source="x"), fake_model(segment_engine=segment, neighbours=True), HostDevice())
+    image = picture(240, 320, (40, 40, 80, 200), (92, 40, 132, 200))
+    rois = stages[1].process(stages[0].process(frame(0, image=image)))
+    assert len(rois.ids) == 2
+    both = stages[2].process(rois).probabilities
+    weak = replace(rois, poses=replace(rois.poses, scores=np.array([0.9, 0.2], np.float32)))
+    masks = stages[2].process(weak).probabilities
+    assert segment.feeds["roi_keypoints"][:, :, 2].max(1).tolist() == [2, OWN_ONLY]
+    rows = {name: getattr(rois, name)[:1] for name in ROWS_OF_ROIS}
+    alone = replace(
+        rois, **rows, poses=replace(rois.poses, keypoints=rois.poses.keypoints[:1], scores=rois.poses.scores[:1])
+    )
+    np.testing.assert_array_equal(masks[0], stages[2].process(alone).probabilities[0])
+    np.testing.assert_array_equal(masks[1], both[1])
+    assert np.abs(masks[0] - both[0]).max() > 0.1
 
 
 def test_more_people_than_the_engine_takes_are_several_calls() -> None:

@@ -12,6 +12,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from engines import load_artifact, write_artifact
+from kernels.neighbours import OWN_ONLY
 from tests.fakes import STANDING, FakeKeypointEngine, FakeSegmentEngine, fake_model, picture
 from tests.magenta_model import write_magenta_model
 from tests.training.drawn_people import annotation, drawn_pose, tiny_settings, write_coco
@@ -115,6 +116,30 @@ def test_poses_from_a_file(tmp_path: Path) -> None:
     equal, out = evaluate(folder, magenta(), long_side=128, poses=path, masks="limbs", score="one")
     assert {r["score"] for r in out.mask_results} == {1.0}
     assert equal["mask"]["AP"] < figures["mask"]["AP"]  # without scores the false one counts in full
+
+
+def test_who_is_too_weak_to_be_served_takes_nothing_from_those_who_are(tmp_path: Path) -> None:
+    """The same person found twice: of two masks that are equally sure the first would get every px."""
+    folder = write_set(tmp_path)
+    pose = standing(BOX)
+    served = {}
+    for weak in (0.24, 0.25):
+        path = tmp_path / "poses.json"
+        path.write_text(json.dumps([result(1, pose, weak), result(1, pose, 0.9)]))
+        model = magenta()
+        _, out = evaluate(folder, model, long_side=128, poses=path, score="pose")
+        found = {round(r["score"], 2): coco_mask.area(r["segmentation"]) for r in out.mask_results}
+        served[weak] = (
+            int(found[weak]),
+            int(found[0.9]),
+            model.segment.feeds["roi_keypoints"][:, :, 2].max(1).tolist(),
+        )
+    whole = (BOX[2] - BOX[0]) * (BOX[3] - BOX[1])
+    assert served[0.24][0] == served[0.24][1] == pytest.approx(whole, rel=0.1)
+    assert served[0.24][2] == [OWN_ONLY, 2]
+    assert served[0.25][0] == pytest.approx(whole, rel=0.1)
+    assert served[0.25][1] == 0
+    assert served[0.25][2] == [2, 2]
 
 
 def test_own_poses_and_masks_of_the_magenta_people(tmp_path: Path) -> None:

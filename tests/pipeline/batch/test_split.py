@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.batch.command import _split_of
 from pipeline.batch.orders import DetectOrder, FileOrder, ScoutOrder
 from pipeline.batch.plan import BatchInput
-from pipeline.batch.settings import BatchSettings
 from pipeline.batch.split import AT_ONCE, SplitFile
-from pipeline.errors import SettingsError
 
 ITEM = BatchInput(path="/in/a.mp4", name="a.mp4")
 
@@ -83,12 +77,3 @@ def test_the_pass_in_order_waits_for_a_few_segments_and_what_lies_ahead_is_bound
     assert split.take() is None
     split.done(FileOrder(item=ITEM, until=AT_ONCE))
     assert split.take() == DetectOrder(item=ITEM, number=6, start={"index": 6})
-
-
-def test_files_are_not_shared_where_masks_depend_on_neighbours(tmp_path) -> None:
-    """Networks that run ahead look at weak poses, too, whom the pass in order may drop."""
-    wanted = BatchSettings(inputs=("clips",), out=tmp_path, engine="onnx", split="auto")
-    assert _split_of(wanted, gpu=False, neighbours=False) == "auto"
-    assert _split_of(wanted, gpu=False, neighbours=True) == "never"
-    with pytest.raises(SettingsError, match="--split always needs a model whose masks do not depend on neighbours"):
-        _split_of(replace(wanted, split="always"), gpu=False, neighbours=True)
