@@ -414,7 +414,7 @@ def main(arguments: list[str] | None = None) -> int:
                 if source["photo_weight"] + source["cutout_weight"] > 0
             ]
             if settings["model"].get("family", "live") == "live" and (
-                settings.get("init_movenet") or settings.get("init_checkpoint")
+                settings.get("init_movenet") or settings.get("init_checkpoint") or settings.get("init_artifact")
             ):
                 provenance["initial_weights"] = "MoveNet MultiPose Lightning v1 (Google, Apache-2.0)"
             elif settings.get("init_resnet"):

@@ -318,6 +318,19 @@ def new_network(settings: TrainSettings) -> Network:
     return network
 
 
+def start_of(settings: TrainSettings) -> Network:
+    """The network before the first step of a run, with the statistics that its norm layers begin with.
+
+    Raises:
+        DataError, CheckpointError: the data, or what the run starts from, cannot be read. ValueError: as `new_network`.
+    """
+    network = new_network(settings)
+    if settings.init_artifact is not None:
+        dataset = SceneDataset(settings)
+        restore_norms(Trainer(network, settings), network, [dataset[index] for index in range(NORM_SCENES)])
+    return network
+
+
 def train(settings: TrainSettings, *, stop_after: int | None = None) -> Path:
     """Run or resume training to ``settings.steps``; returns the last checkpoint.
 
