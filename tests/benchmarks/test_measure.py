@@ -50,7 +50,7 @@ def test_every_case_of_the_kernels_suite_agrees_for_one_person() -> None:
             case.agree(*(call() for call in case.contestants.values()))
             names.add(case.name)
     pastes = {"paste_masks", "paste_masks, exclusive", "paste_alpha, exclusive", "encode_rle"}
-    assert names == {"fit_poses", "decode_people", "skeleton_features", "affine_align", *pastes}
+    assert names == {"fit_poses", "decode_people", "skeleton_features", "neighbour_features", "affine_align", *pastes}
 
 
 def test_the_cases_of_exclusive_masks_are_of_people_who_do_and_do_not_overlap() -> None:
