@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from kernels.neighbours import OWN_ONLY
 from pipeline.batch import ahead
 from pipeline.batch.ahead import detect_segment, scout_file
 from pipeline.batch.crew import ProcessCrew
@@ -339,8 +340,11 @@ def test_a_file_that_changed_under_a_worker(clips, model, tmp_path) -> None:
         job.detect(*borders[-1])
 
 
-def test_the_segment_network_treats_each_person_by_themselves() -> None:
-    """What segments ahead of their turn rest on: bit for bit the same with any other people in the call."""
+def test_weak_poses_change_nothing_for_anybody_else_in_the_call() -> None:
+    """What segments ahead of their turn rest on: bit for bit the same whichever weak poses share the call.
+
+    Those who score enough to appear are in it either way, and in the same order.
+    """
     random_values = np.random.default_rng(5)
     n = 12
     with_features = random_values.normal(size=(1, 48, 36, 64)).astype(np.float32)
@@ -353,6 +357,8 @@ def test_the_segment_network_treats_each_person_by_themselves() -> None:
     joints = np.concatenate(
         [random_values.uniform(0, 64, (n, 17, 2)), random_values.integers(0, 3, (n, 17, 1))], axis=2
     ).astype(np.float32)
+    weak = np.arange(n) % 3 > 0
+    joints[weak, :, 2] = np.where(joints[weak, :, 2] > 0, OWN_ONLY, 0)
     for threads in (1, 2):
         model = open_model(Settings(source="x", engine="onnx", threads=threads))
 
@@ -368,10 +374,12 @@ def test_the_segment_network_treats_each_person_by_themselves() -> None:
 
         everyone = seen(np.arange(n))
         for _ in range(25):
-            rows = random_values.permutation(n)[: random_values.integers(1, n + 1)]
+            rows = np.flatnonzero(~weak | (random_values.random(n) < random_values.random()))
             some = seen(rows)
             for name in ("probabilities", "scores"):
                 assert np.array_equal(some[name], everyone[name][rows])
+        without_one = seen(np.arange(1, n))
+        assert not np.array_equal(without_one["probabilities"][2], everyone["probabilities"][3])  # a neighbour is gone
         model.close()
 
 
