@@ -12,13 +12,10 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch
-
 from training.checkpoint import CheckpointError, describe, load_weights, save_checkpoint
 from training.dataset import DataError
-from training.families import Network
 from training.settings import settings_from_json
-from training.train import build_optimiser, start_of
+from training.train import build_optimiser, move_towards, start_of
 
 
 def blend(checkpoint: Path, output: Path, *, share: float = 0.5, data: Path | None = None) -> Path:
@@ -38,7 +35,8 @@ def blend(checkpoint: Path, output: Path, *, share: float = 0.5, data: Path | No
     known = describe(checkpoint)
     settings = settings_from_json(known["settings"], **({} if data is None else {"data": data}))
     end = load_weights(checkpoint)
-    network = between(start_of(settings), end, share)
+    network = start_of(settings)
+    move_towards(network, end, share)
     state = {"settings": known["settings"], "history": known.get("history", []), "share_of_the_run": share}
     return save_checkpoint(
         output,
@@ -48,18 +46,6 @@ def blend(checkpoint: Path, output: Path, *, share: float = 0.5, data: Path | No
         optimiser=build_optimiser(network, settings),
         state=state,
     )
-
-
-@torch.no_grad()
-def between(start: Network, end: Network, share: float) -> Network:
-    """``start`` with every weight and statistic moved by ``share`` of the way to ``end``; it is changed."""
-    goal = end.state_dict()
-    for name, value in start.state_dict().items():
-        if value.is_floating_point():
-            value.lerp_(goal[name], share)
-        else:
-            value.copy_(goal[name])
-    return start
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -149,21 +149,22 @@ def build_rois(
         ]
         seen = [everybody[rng.random(len(everybody)) >= MISSED_SHARE * augmented] for _, everybody in crowds]
         poses = [crowds[b][0][n] for b, n in people]
-    for b, n in [] if neighbours else people:
-        scene = scenes[b]
-        pose = scene.keypoints[n]
-        similarity = matches[b][n] if predicted is not None and len(predicted[b]) else np.zeros(0)
-        if (
-            augmented
-            and predicted is not None
-            and len(similarity)
-            and similarity.max() > SAME_OKS
-            and rng.random() < predicted_share
-        ):
-            pose = predicted[b][int(similarity.argmax())].copy()
-        elif augmented and jitter:
-            pose = jitter_pose(rng, pose)
-        poses.append(pose)
+    else:
+        for b, n in people:
+            scene = scenes[b]
+            pose = scene.keypoints[n]
+            similarity = matches[b][n] if predicted is not None and len(predicted[b]) else np.zeros(0)
+            if (
+                augmented
+                and predicted is not None
+                and len(similarity)
+                and similarity.max() > SAME_OKS
+                and rng.random() < predicted_share
+            ):
+                pose = predicted[b][int(similarity.argmax())].copy()
+            elif augmented and jitter:
+                pose = jitter_pose(rng, pose)
+            poses.append(pose)
     height, width = scenes[0].labels.shape
     boxes = np.stack([annotated_box(scenes[b], n) for b, n in people]) if align.mode == "roi" else None
     if fallback is None:

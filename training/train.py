@@ -268,11 +268,16 @@ class Trainer(torch.nn.Module):
 @torch.no_grad()
 def update_average(average: Network, network: Network, decay: float, step: int) -> None:
     """Exponential moving average of weights and batch-norm statistics, with a short memory at the start."""
-    decay = min(decay, (1 + step) / (10 + step))
-    source = network.state_dict()
-    for name, value in average.state_dict().items():
+    move_towards(average, network, 1 - min(decay, (1 + step) / (10 + step)))
+
+
+@torch.no_grad()
+def move_towards(network: Network, goal: Network, share: float) -> None:
+    """Move every weight and statistic of a network by ``share`` of the way to those of another of its kind."""
+    source = goal.state_dict()
+    for name, value in network.state_dict().items():
         if value.is_floating_point():
-            value.lerp_(source[name], 1 - decay)
+            value.lerp_(source[name], share)
         else:
             value.copy_(source[name])
 
