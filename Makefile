@@ -44,9 +44,12 @@ $(CLIP): examples/make_demo_clip.py examples/astronaut_outline.json | $(DEMO_VEN
 test: $(TEST_VENV)/installed
 	@{ $(LIVE_SERVERS_WORK); } >/dev/null 2>&1 || { [ "$$(id -u)" != 0 ] || $(MAKE) live-servers; } || true
 	@command -v chromium >/dev/null || { [ "$$(id -u)" != 0 ] || $(MAKE) chromium; } || true
-	@failed=; for part in $(if $(PYTEST_ARGS),"",$(TEST_PARTS)); do \
-		REQUIRE_ALL_TESTS=1 $(TEST_VENV)/bin/python -m pytest $$part $(PYTEST_ARGS) || failed="$$failed $$part"; \
-	done; [ -z "$$failed" ] || { echo "make test: failed:$$failed" >&2; exit 1; }
+	@log=$$(mktemp -d); for part in $(if $(PYTEST_ARGS),"",$(TEST_PARTS)); do \
+		{ REQUIRE_ALL_TESTS=1 $(TEST_VENV)/bin/python -m pytest $$part $(PYTEST_ARGS) || echo "$$part" >> $$log/failed; } 2>&1 \
+			| tee -a $$log/output; \
+	done; \
+	[ ! -e $$log/failed ] || { echo "make test: failed:" $$(cat $$log/failed) >&2; \
+		grep -a -E '^(FAILED|ERROR) |^Fatal Python error' $$log/output >&2; rm -rf $$log; exit 1; }; rm -rf $$log
 
 chaos: $(TEST_VENV)/installed
 	$(TEST_VENV)/bin/python run_stream.py selftest --cycles 20 --minutes 10 $(CHAOS_ARGS)

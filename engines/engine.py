@@ -10,6 +10,7 @@ EngineError (RuntimeError)
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import re
@@ -262,24 +263,34 @@ def open_named(path: Path, name: str, options: EngineOptions, *, announce: Annou
 def _open_onnx(path: Path, options: EngineOptions, _announce: Announce) -> Engine:
     from engines.onnx_engine import OnnxEngine
 
+    def open_content(content: bytes) -> Engine:
+        return OnnxEngine(path, threads=options.threads, content=content)
+
     whole = OnnxEngine(path, threads=options.threads)
-    return _cut_if_possible(path, whole, lambda content: OnnxEngine(path, threads=options.threads, content=content))
+    return _cut_if_possible(path, whole, open_content, open_content)
 
 
 def _open_openvino(path: Path, options: EngineOptions, _announce: Announce) -> Engine:
     from engines.openvino_engine import OpenVinoEngine
 
-    whole = OpenVinoEngine(path, options)
-    return _cut_if_possible(path, whole, lambda content: OpenVinoEngine(path, options, content=content))
+    exact = dataclasses.replace(options, precision="float32")
+    return _cut_if_possible(
+        path,
+        OpenVinoEngine(path, options),
+        lambda content: OpenVinoEngine(path, options, content=content),
+        lambda content: OpenVinoEngine(path, exact, content=content),
+    )
 
 
-def _cut_if_possible(path: Path, whole: Engine, open_content: Callable[[bytes], Engine]) -> Engine:
+def _cut_if_possible(
+    path: Path, whole: Engine, open_content: Callable[[bytes], Engine], open_exactly: Callable[[bytes], Engine]
+) -> Engine:
     """A segment graph with our kernel in place of what stands before its SegModule; any other graph as it is."""
     if {"feature_from_roi", "roi_keypoints"} - {spec.name for spec in whole.inputs}:
         return whole
     from engines.segment_cut import open_segment_or_whole
 
-    engine, what = open_segment_or_whole(path, open_content, whole)
+    engine, what = open_segment_or_whole(path, open_content, open_exactly, whole)
     _log.debug("%s: %s", path.name, what)
     return engine
 

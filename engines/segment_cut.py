@@ -184,19 +184,22 @@ class CutSegmentEngine:
         return seg_module.run({WINDOWS: windows})
 
 
-def open_segment_or_whole(path: Path, open_content: OpenContent, whole: Engine) -> tuple[Engine, str]:
+def open_segment_or_whole(
+    path: Path, open_content: OpenContent, open_exactly: OpenContent, whole: Engine
+) -> tuple[Engine, str]:
     """The cut graph where that can be made, else the graph as it is.
 
     Args:
         path: of the graph.
-        open_content: see `cut_segment_graph`.
+        open_content: opens what is left, in the precision wanted.
+        open_exactly: opens the drawings, for `cut_segment_graph`, in float32: in fewer bits none is like ours.
         whole: an engine of the whole graph; closed if it is not given back.
 
     Returns:
         The engine, and in words what was done.
     """
     try:
-        cut = cut_segment_graph(path.read_bytes(), open_content)
+        cut = cut_segment_graph(path.read_bytes(), open_exactly)
         engine = CutSegmentEngine(cut, open_content(cut.content), whole.inputs)
     except (GraphNotCut, EngineLoadError) as reason:
         return whole, f"runs whole: {reason}"
@@ -212,9 +215,10 @@ def how_segment_runs(path: Path) -> str:
     """
     from engines.onnx_engine import OnnxEngine
 
-    engine, what = open_segment_or_whole(
-        path, lambda content: OnnxEngine(path, threads=1, content=content), OnnxEngine(path, threads=1)
-    )
+    def open_content(content: bytes) -> Engine:
+        return OnnxEngine(path, threads=1, content=content)
+
+    engine, what = open_segment_or_whole(path, open_content, open_content, OnnxEngine(path, threads=1))
     engine.close()
     return what
 
