@@ -11,7 +11,7 @@ started again: networks at their last checkpoint, measured cells stay (`training
 whom the run never sees; titles say so. ``--dry-run`` lists what would be trained and how long that takes here.
 
 Networks by name: affine_skeleton (the paper's), affine_plain (without skeleton features), roi_skeleton and roi_plain
-(RoI-Align on true boxes), units_5, units_15, units_20 (on a budget units_10, too), mask_rcnn.
+(RoI-Align on true boxes), units_5, units_15, units_20 (on a budget units_10, too), mask_rcnn; on a budget personlab.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -33,10 +34,12 @@ from tests.training.drawn_people import (
 )
 from training import evaluate
 from training.reproduce import data_set_figures, main
+from training.settings import TrainSettings, with_changes
 from training.tables import published
-from training.tables.cells import Remembered
+from training.tables.cells import Options, Remembered, run_settings
 from training.tables.layout import Line, Result, document, figure, from_document, markdown, terminal
-from training.tables.plan import budget_setup, full_setup, make_table
+from training.tables.plan import PERSONLAB, budget_setup, full_setup, make_table
+from training.train import train
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = {
@@ -261,6 +264,54 @@ def test_tables_2_and_3_say_what_is_not_measured(made: Path, world: Path, tmp_pa
     assert main(command(world, "table2", tmp_path, *options)) == 0
     assert "Not measured: Mask R-CNN" in capsys.readouterr().out
     assert figures_of(tmp_path, "table2")[2] == [figures_of(made)[-1][0]]  # crowded, true poses: Table 5's last row
+
+
+def test_personlab_is_a_network_of_table_3_with_masks_of_its_own(
+    made: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a budget: its own poses and long offsets, beside the printed figures of the smallest at one scale."""
+    output = tmp_path / "out"
+    setup = budget_setup(output / "scenes", recipe=world / "tiny.json")
+    train(run_settings(setup.runs["personlab"], Options(data=world / "data", folder=output)))
+    monkeypatch.setattr(evaluate, "EVALUATED_PERSON_SCORE", 0.0)  # a few steps make nobody sure; masks all the same
+    given_weights = f"affine_skeleton={made}/runs/affine_skeleton/step-0000012"
+    assert main(command(world, "table3", output, "--weights", given_weights, "--no-training")) == 0
+    content = json.loads((output / "table3.json").read_text())
+    ours = {row["label"]: [cell["ours"] for cell in row["cells"]] for row in content["rows"]}
+    assert ours["PersonLab, ResNet101"][0] is not None
+    others = ("PersonLab, ResNet101, several scales", "PersonLab, ResNet152", "PersonLab, ResNet152, several scales")
+    assert all(ours[label] == [None] * 3 for label in others)
+    network = content["networks"]["personlab"]
+    assert network["model"]["keypoints"] == "personlab"
+    assert (network["step"], network["batch_size"]) == (12, 1)  # as many pictures as the other networks saw
+    kept = next(e for e in content["evaluations"] if e["run"] == "personlab")
+    assert (kept["masks"], kept["poses"], kept["set"]) == ("personlab", "predicted", "general")
+    assert any(note.startswith("PersonLab: printed figures are of all people of COCO") for note in content["notes"])
+    out = tmp_path / "figures.json"
+    sets = ["--annotations", str(world / "general/annotations.json"), "--images", str(world / "general/images")]
+    checkpoint = ["--checkpoint", str(output / "runs/personlab/step-0000012"), "--poses", "engine"]
+    options = ["--masks", "personlab", "--long-side", "128", "--threads", "1", "--json", str(out)]
+    assert evaluate.main([*sets, *checkpoint, *options]) == 0
+    again = json.loads(out.read_text())
+    assert (again["mask"], again["mean_iou"]) == (kept["mask"], kept["mean_iou"])
+
+
+def test_personlab_on_a_budget_follows_its_recipe() -> None:
+    """What the recipe says of the method; pictures and budget are those of the other networks."""
+    recipe = json.loads((ROOT / "training/personlab.json").read_text())
+    budget = {"sources", "backgrounds", "compose_weight", "batch_size", "steps", "validate_every", "checkpoint_every"}
+    method = {key: value for key, value in recipe.items() if key not in budget}
+    weight = next(f.default for f in dataclasses.fields(TrainSettings) if f.name == "keypoint_loss_weight")
+    assert with_changes({}, PERSONLAB) == {**method, "keypoint_loss_weight": weight}
+
+
+def test_in_full_table_3_says_what_personlab_lacks() -> None:
+    table = make_table("table3", full_setup(Path("d")))
+    rows = [row for row in table.rows if row.label.startswith("PersonLab")]
+    assert len(rows) == 4
+    assert all(row.cells == (None, None, None) for row in rows)
+    assert "the family paper has no heads for discs and offsets" in table.notes[0]
+    assert "personlab" not in full_setup(Path("d")).runs
 
 
 @pytest.mark.slow

@@ -381,7 +381,7 @@ class Bench:
             model,
             long_side=self.options.long_side if isinstance(model, Model) else side,
             poses=poses,
-            masks="overlapping" if isinstance(model, Model) else None,  # nobody's px are taken away in the paper
+            masks=self.setup.runs[cell.run].masks,
             score=self.options.score,
         )
         figures["poses"] = cell.poses
