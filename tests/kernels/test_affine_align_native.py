@@ -305,7 +305,8 @@ def test_without_a_compiler_the_same_numbers_come_from_grid_sample(
     for a, b in zip(ours, theirs, strict=True):
         assert (a.stride(), a.dtype) == (b.stride(), b.dtype)
         scale = max(1.0, float(a.abs().max()))
-        torch.testing.assert_close(a / scale, b / scale, **TOLERANCE[dtype])
+        rounded_twice = {name: 2 * value for name, value in TOLERANCE[dtype].items()}  # each from sums of its own
+        torch.testing.assert_close(a / scale, b / scale, **rounded_twice)
 
 
 def test_errors_say_what_came() -> None:
