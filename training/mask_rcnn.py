@@ -6,9 +6,12 @@ weights: a file of torchvision's own starts it (``--init-mask-rcnn``; of one wit
 background and person are taken), or ImageNet weights of the ResNet (``--init-resnet``), or nothing
 (``model.detector.norm`` batch).
 
-A picture is letterboxed into a square as for the family `paper`, in training and evaluation alike, in place of
-torchvision's own resizing. A person's box is the annotated one where the scene knows it, else that of the visible mask.
-Whoever has no mask in a scene is background: torchvision knows no regions to ignore.
+``model.detector.backbone`` movenet puts the same FPN and heads on the trunk of the family `live`, which stays frozen
+(``--init-movenet``): the comparison with our masks that does not hang on whose backbone saw more pictures.
+
+A picture is scaled to a long side as for the family `live`, in place of torchvision's own resizing. A person's box is
+the annotated one where the scene knows it, else that of the visible mask. Whoever has no mask in a scene is background:
+torchvision knows no regions to ignore.
 
 Source: He et al., Mask R-CNN, ICCV 2017; schedule and flips of `training/mask_rcnn.json` as in Detectron.
 """
@@ -24,10 +27,12 @@ from numpy.random import Generator
 from torch import Tensor, nn
 
 from kernels.coordinates import F32, F64, U8
+from kernels.letterbox import Letterbox, letterbox, plan_letterbox
 from kernels.mask_paste import encode_rle, paste_masks
-from kernels.square_letterbox import SquareLetterbox, plan_square_letterbox, square_letterbox
 from training.dataset import Scene
+from training.model import LEVEL_CHANNELS, TRUNK_CHANNELS, Backbone, LiveNetwork, TopDown
 from training.model_settings import ModelSettings
+from training.movenet_weights import load_movenet
 from training.resnet_weights import CLASSIFIER, read_tensors, require_same_tensors, without_counters
 from training.rois import annotated_box, target_mask
 from training.settings import TrainSettings
@@ -60,6 +65,36 @@ def import_torchvision() -> Any:
     return torchvision
 
 
+class MoveNetWithFpn(nn.Module):
+    """MoveNet's frozen trunk, and torchvision's FPN on all that `training.model.MaskLaterals` reads for our masks.
+
+    [B, 3, H, W] in -1..1 -> maps of 256 channels by name, strides 4, 8, 16, 32 and 64.
+    """
+
+    out_channels = 256  # torchvision asks for it
+
+    def __init__(self) -> None:
+        super().__init__()
+        from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
+
+        self.body, self.top_down = Backbone().requires_grad_(False), TopDown().requires_grad_(False)
+        of = LEVEL_CHANNELS
+        widths = [of["c2"] + TRUNK_CHANNELS, of["c3"], of["c4"] + of["context"], of["c5"]]
+        # MoveNet's norm layers are folded into its convolutions: what comes out is of any size
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in widths)
+        self.fpn = FeaturePyramidNetwork(widths, self.out_channels, LastLevelMaxPool())
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        with torch.no_grad():
+            levels = self.body(image)
+            stride_4 = torch.cat((levels["c2"], self.top_down(levels)), dim=1)
+            stride_16 = torch.cat((levels["c4"], levels["context"]), dim=1)
+        read = (stride_4, levels["c3"], stride_16, levels["c5"])
+        normed = {str(n): norm(level) for n, (norm, level) in enumerate(zip(self.norms, read, strict=True))}
+        pyramid: dict[str, Tensor] = self.fpn(normed)
+        return pyramid
+
+
 class MaskRcnnNetwork(nn.Module):
     """torchvision's Mask R-CNN for one class; its parts by torchvision's names.
 
@@ -77,17 +112,26 @@ class MaskRcnnNetwork(nn.Module):
         from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 
         self.settings = settings
-        frozen = settings.detector.norm == "frozen"
-        norm = torchvision.ops.misc.FrozenBatchNorm2d if frozen else nn.BatchNorm2d
-        trunk = torchvision.models.resnet50(weights=None, norm_layer=norm)
-        backbone = _resnet_fpn_extractor(trunk, settings.detector.trained_stages)
-        whole = torchvision.models.detection.MaskRCNN(backbone, num_classes=CLASSES, _skip_resize=True)
+        detector = settings.detector
+        of_input = {}
+        if detector.backbone == "movenet":
+            backbone: nn.Module = MoveNetWithFpn()
+            of_input = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}  # -1..1
+        else:
+            norm = torchvision.ops.misc.FrozenBatchNorm2d if detector.norm == "frozen" else nn.BatchNorm2d
+            trunk = torchvision.models.resnet50(weights=None, norm_layer=norm)
+            backbone = _resnet_fpn_extractor(trunk, detector.trained_stages)
+        whole = torchvision.models.detection.MaskRCNN(
+            backbone, num_classes=CLASSES, box_batch_size_per_image=detector.rois, _skip_resize=True, **of_input
+        )
+        # torchvision draws these weights by the number of classes: with two, masks start at logits of several tens
+        nn.init.normal_(whole.roi_heads.mask_predictor.mask_fcn_logits.weight, std=0.001)  # as Detectron
         self.backbone, self.rpn, self.roi_heads = whole.backbone, whole.rpn, whole.roi_heads
         self._transform = (whole.transform,)  # in a tuple: it has no weights and is no part of the network
         self._held = {name for name, value in self.named_parameters() if not value.requires_grad}
 
     def held_parameters(self) -> set[int]:
-        """Identities of parameters that keep their initial values whatever the rates say: `detector.trained_stages`."""
+        """Identities of parameters that keep their initial values whatever the rates say: what `detector` freezes."""
         return {id(value) for name, value in self.named_parameters() if name in self._held}
 
     def forward(self, images: Tensor, targets: list[dict[str, Tensor]] | None = None) -> Any:
@@ -167,8 +211,8 @@ class MaskRcnnDetector:
     def people(self, image: U8, long_side: int) -> tuple[list[dict[str, Any]], F32]:
         """Masks as COCO RLE of the picture's size and their scores (N,), falling; N at most 100, scores above 0.05."""
         height, width = image.shape[:2]
-        plan = plan_square_letterbox(height, width, side=long_side)
-        batch = torch.from_numpy(square_letterbox(image, plan)).permute(2, 0, 1)[None].to(self.device)
+        plan = plan_letterbox(height, width, long_side=long_side)
+        batch = torch.from_numpy(letterbox(image, plan)).permute(2, 0, 1)[None].to(self.device)
         found = self.network(batch)[0]
         order = torch.argsort(found["scores"], descending=True, stable=True)
         boxes = frame_boxes(found["boxes"][order].cpu().numpy(), plan)
@@ -179,10 +223,10 @@ class MaskRcnnDetector:
         return rles, found["scores"][order].cpu().numpy()
 
 
-def frame_boxes(boxes: F32, plan: SquareLetterbox) -> F64:
+def frame_boxes(boxes: F32, plan: Letterbox) -> F64:
     """(N, 4) xyxy edges in input px to edges in px of the picture (px centres are whole numbers in ``plan``)."""
-    scale, shift = float(plan.input_from_frame[0, 0]), plan.input_from_frame[:, 2].astype(np.float64)
-    return (boxes.astype(np.float64) - 0.5 - np.tile(shift, 2)) / scale + 0.5
+    scale, shift = plan.input_from_frame[[0, 1], [0, 1]], plan.input_from_frame[:, 2].astype(np.float64)
+    return (boxes.astype(np.float64) - 0.5 - np.tile(shift, 2)) / np.tile(scale, 2) + 0.5
 
 
 def one_class(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -221,3 +265,14 @@ def load_detector_trunk(network: MaskRcnnNetwork, path: Path) -> None:
         tensors.pop(name, None)
     require_same_tensors(path, without_counters(body.state_dict()), tensors)
     body.load_state_dict(tensors, strict=False)
+
+
+def load_movenet_trunk(network: MaskRcnnNetwork, path: Path) -> None:
+    """Start a trunk of `MoveNetWithFpn` from the ONNX file of MoveNet MultiPose Lightning.
+
+    Raises:
+        ValueError: as in `training.movenet_weights.load_movenet`.
+    """
+    published = load_movenet(LiveNetwork(ModelSettings()), path)
+    network.backbone.body.load_state_dict(published.backbone.state_dict())
+    network.backbone.top_down.load_state_dict(published.top_down.state_dict())

@@ -48,12 +48,21 @@ class BackboneSettings:
 class DetectorSettings:
     """The family `mask_rcnn`; see `training.mask_rcnn`."""
 
+    backbone: str = (
+        "resnet50"  # below the FPN; movenet: the trunk of the family `live`, which keeps its initial weights
+    )
     norm: str = "frozen"  # frozen: norm layers keep what the initial weights say; batch: they learn, for random weights
     trained_stages: int = 3  # of the ResNet, from the last one back; 5: all. The rest keeps its initial weights
+    rois: int = 512  # proposals of a picture that the heads learn from; people are a quarter of them at most
 
     def __post_init__(self) -> None:
+        one_of("detector.backbone", self.backbone, ("resnet50", "movenet"))
         one_of("detector.norm", self.norm, ("frozen", "batch"))
         one_of("detector.trained_stages", self.trained_stages, (0, 1, 2, 3, 4, 5))
+        if self.backbone == "movenet" and (self.norm, self.trained_stages) != ("frozen", 3):
+            raise ValueError("detector.norm and detector.trained_stages belong to detector.backbone resnet50")
+        if not isinstance(self.rois, int) or self.rois < 4:
+            raise ValueError(f"detector.rois must be a whole number of at least 4, got {self.rois!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

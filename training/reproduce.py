@@ -11,7 +11,8 @@ started again: networks at their last checkpoint, measured cells stay (`training
 whom the run never sees; titles say so. ``--dry-run`` lists what would be trained and how long that takes here.
 
 Networks by name: affine_skeleton (the paper's), affine_plain (without skeleton features), roi_skeleton and roi_plain
-(RoI-Align on true boxes), units_5, units_15, units_20 (on a budget units_10, too), mask_rcnn; on a budget personlab.
+(RoI-Align on true boxes), units_5, units_15, units_20 (on a budget units_10, too), mask_rcnn; on a budget personlab
+and mask_rcnn_movenet (its heads on the trunk of the others).
 """
 
 from __future__ import annotations
@@ -156,12 +157,26 @@ def title_of(table: Table, setup: Setup, networks: dict[str, dict[str, Any]]) ->
     number = f"Table {table.name[-1]}"
     if not setup.budget:
         return f"{number}, the paper's network and sets"
-    steps = sorted({known["step"] for known in networks.values() if known.get("step") is not None})
-    shown = " and ".join(f"{step:,}" for step in steps) or "no"
+    steps: dict[str, set[int]] = {}
+    for known in networks.values():
+        steps.setdefault(str(known["model"]["family"]), set()).update([known["step"]] if known.get("step") else [])
+    families = "; ".join(
+        f"family {name}, {' and '.join(f'{step:,}' for step in sorted(steps[name])) or 'no'} steps"
+        for name in sorted(steps)
+    )
     tests = dict.fromkeys(cell.test for cell in table.cells())
     sets = " and ".join(_counted(setup.tests[name]) for name in tests)
-    families = " and ".join(sorted({str(known["model"]["family"]) for known in networks.values()})) or "no"
-    return f"{number} in small, not the paper's network nor data: family {families}, {shown} steps; {sets}"
+    return f"{number} in small, not the paper's network nor data: {families or 'no network'}; {sets}"
+
+
+def started_from(networks: dict[str, dict[str, Any]]) -> list[str]:
+    """A note of how much each network has learned from, and which weights it began with."""
+    phrases = []
+    for name, known in networks.items():
+        if known.get("step") and "batch_size" in known:
+            first = " and ".join(known["initial_weights"].values()) or "random weights"
+            phrases.append(f"{name} {known['step'] * known['batch_size']:,} pictures, from {first}")
+    return [f"Learned from: {'; '.join(phrases)}."] if phrases else []
 
 
 def _counted(test: TestSet) -> str:
@@ -210,7 +225,11 @@ def reproduce(table: Table, setup: Setup, bench: Bench) -> Result:
         source=table.source,
         columns=table.columns,
         lines=tuple(lines),
-        notes=(*table.notes, *(_not_measured(labels, reason) for reason, labels in lacking.items())),
+        notes=(
+            *table.notes,
+            *(started_from(networks) if setup.budget else []),
+            *(_not_measured(labels, reason) for reason, labels in lacking.items()),
+        ),
         details=details,
     )
 

@@ -107,7 +107,7 @@ class TrainSettings:
     view: str = "random"  # random: turned and scaled views; letterbox: whole photographs, centred in a square canvas
     order: str = "drawn"  # drawn: samples with replacement, by weight; epochs: every photograph once, then again
     photometric: bool = True  # random exposure, colour, blur, noise and compression
-    init_movenet: Path | None = None  # ONNX file the backbone and the keypoint heads start from
+    init_movenet: Path | None = None  # ONNX file the backbone and the keypoint heads start from, or a detector's trunk
     init_resnet: Path | None = None  # ImageNet weights of ResNet-50: of the paper's backbone or Mask R-CNN's
     init_mask_rcnn: Path | None = None  # weights of torchvision's Mask R-CNN to start from
     init_checkpoint: Path | None = None  # checkpoint folder to start from (weights only)
@@ -173,13 +173,15 @@ class TrainSettings:
                     f"{self.model.keypoints}"
                 )
             object.__setattr__(self, "lr_scale", {**parts_of(self.model), **self.lr_scale})
+        on_movenet = family == "mask_rcnn" and self.model.detector.backbone == "movenet"
+        if on_movenet and (self.init_resnet is not None or self.init_mask_rcnn is not None):
+            raise ValueError(
+                "init_resnet and init_mask_rcnn belong to detector.backbone resnet50; movenet has init_movenet"
+            )
         if family != "live":
-            wanted = {
-                "keypoint_loss_weight": 0,
-                "predicted_pose_share": 0,
-                "distill_weight": 0,
-                "init_movenet": None,
-            }
+            wanted = {"keypoint_loss_weight": 0, "predicted_pose_share": 0, "distill_weight": 0}
+            if not on_movenet:
+                wanted["init_movenet"] = None
             wrong = [f"{name} {value}" for name, value in wanted.items() if getattr(self, name) != value]
             if wrong:
                 raise ValueError(f"the family {family} has no keypoint heads: set {', '.join(wrong)}")

@@ -41,7 +41,13 @@ from training.families import Network, new_network_of, whole_input_window
 from training.graphs import TENSORS_OF
 from training.grouping_losses import grouping_losses
 from training.losses import distillation_loss, keypoint_losses, keypoint_targets, mask_loss
-from training.mask_rcnn import MaskRcnnNetwork, MaskRcnnTrainer, load_detector_trunk, load_mask_rcnn
+from training.mask_rcnn import (
+    MaskRcnnNetwork,
+    MaskRcnnTrainer,
+    load_detector_trunk,
+    load_mask_rcnn,
+    load_movenet_trunk,
+)
 from training.model import LiveNetwork
 from training.movenet_weights import load_movenet
 from training.resnet_weights import load_resnet
@@ -306,10 +312,12 @@ def new_network(settings: TrainSettings) -> Network:
             raise CheckpointError(f"{settings.init_checkpoint} holds another network: {error}") from error
     elif settings.init_artifact is not None:
         load_artifact_weights(network, settings.init_artifact)
-    elif settings.init_movenet is not None:
-        load_movenet(network, settings.init_movenet)
     elif isinstance(network, MaskRcnnNetwork):
-        if settings.init_mask_rcnn is not None:
+        if settings.model.detector.backbone == "movenet":
+            if settings.init_movenet is None:
+                raise ValueError("MoveNet's trunk never learns here and needs weights: give init_movenet")
+            load_movenet_trunk(network, settings.init_movenet)
+        elif settings.init_mask_rcnn is not None:
             load_mask_rcnn(network, settings.init_mask_rcnn)
         elif settings.init_resnet is not None:
             load_detector_trunk(network, settings.init_resnet)
@@ -318,6 +326,8 @@ def new_network(settings: TrainSettings) -> Network:
                 "norm layers that never learn need weights: give init_mask_rcnn or init_resnet, or set "
                 "model.detector.norm to batch and model.detector.trained_stages to 5"
             )
+    elif settings.init_movenet is not None:
+        load_movenet(network, settings.init_movenet)
     elif settings.init_resnet is not None:
         load_resnet(network.backbone.trunk, settings.init_resnet)
     return network

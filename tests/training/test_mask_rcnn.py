@@ -16,8 +16,9 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 
-from kernels.square_letterbox import plan_square_letterbox
+from kernels.letterbox import plan_letterbox
 from tests.training.drawn_people import COLOURS, annotation, background, drawn_mask, drawn_pose, paint, write_coco
+from tests.training.published_weights import published
 from training import evaluate, evaluate_occlusion
 from training.checkpoint import load_weights
 from training.dataset import CocoFolder, DataError, SceneDataset, letterbox_scene
@@ -26,6 +27,7 @@ from training.mask_rcnn import (
     COCO_CLASSES,
     MaskRcnnDetector,
     MaskRcnnNetwork,
+    MaskRcnnTrainer,
     frame_boxes,
     import_torchvision,
     load_detector_trunk,
@@ -33,11 +35,13 @@ from training.mask_rcnn import (
     one_class,
     scene_target,
 )
+from training.model import LiveNetwork
 from training.model_settings import ModelSettings, model_settings_from_json
 from training.settings import PARTS, TrainSettings, settings_from_json
 from training.train import build_optimiser, main, new_network, train
 
 RANDOM = {"family": "mask_rcnn", "detector": {"norm": "batch", "trained_stages": 5}}
+ON_MOVENET = {"family": "mask_rcnn", "detector": {"backbone": "movenet", "rois": 16}}
 
 
 def detector_run(data: Path, output: Path, **changes: Any) -> TrainSettings:
@@ -104,12 +108,10 @@ def test_a_scene_without_masks_has_no_people(data: Path) -> None:
 
 
 def test_boxes_come_back_through_the_letterbox() -> None:
-    plan = plan_square_letterbox(
-        60, 100, side=200
-    )  # twice as large, 40 px of border above: px x is at 2 x, edge at - 1/2
-    inside = np.array([[-0.5, 39.5, 199.5, 159.5]], np.float32) + 0.5  # edges count from the first px's outer edge
-    whole = np.array([[0, 0, 100, 60]]) + 0.25 * np.array([1, 1, 1, 1])
-    np.testing.assert_allclose(frame_boxes(inside, plan), whole, atol=1e-5)
+    plan = plan_letterbox(60, 100, long_side=200)  # twice as large: px edges stay px edges
+    np.testing.assert_allclose(frame_boxes(np.array([[0, 0, 200, 120]], np.float32), plan), [[0, 0, 100, 60]])
+    uneven = plan_letterbox(61, 100, long_side=50)  # 31 rows for 30.5
+    np.testing.assert_allclose(frame_boxes(np.array([[10, 0, 50, 31]], np.float32), uneven), [[20, 0, 100, 61]], 1e-5)
 
 
 def test_rows_of_background_and_person_are_taken_out_of_91_classes() -> None:
@@ -134,6 +136,15 @@ def test_rows_of_background_and_person_are_taken_out_of_91_classes() -> None:
         ({"family": "mask_rcnn", "roi_size": 32}, "roi_size belong to networks that are given poses"),
         ({"family": "paper", "detector": {"norm": "batch"}}, "detector belongs to the family mask_rcnn, this is paper"),
         ({"family": "mask_rcnn", "detector": {"norm": "group"}}, "detector.norm must be one of frozen, batch"),
+        (
+            {"family": "mask_rcnn", "detector": {"backbone": "vgg"}},
+            "detector.backbone must be one of resnet50, movenet",
+        ),
+        (
+            {"family": "mask_rcnn", "detector": {"backbone": "movenet", "trained_stages": 5}},
+            "detector.norm and detector.trained_stages belong to detector.backbone resnet50",
+        ),
+        ({"family": "mask_rcnn", "detector": {"rois": 2}}, "detector.rois must be a whole number of at least 4, got 2"),
     ],
 )
 def test_settings_of_other_families_are_refused(model: dict, said: str) -> None:
@@ -146,6 +157,8 @@ def test_weights_of_other_families_are_refused(data: Path) -> None:
         settings_from_json({"model": {}}, data=data, output="out", init_mask_rcnn="w.pth")
     with pytest.raises(ValueError, match="the family mask_rcnn has no keypoint heads: set init_movenet"):
         settings_from_json({"model": RANDOM}, data=data, output="out", init_movenet="m.onnx")
+    with pytest.raises(ValueError, match=r"init_resnet and init_mask_rcnn belong to detector\.backbone resnet50"):
+        settings_from_json({"model": ON_MOVENET}, data=data, output="out", init_resnet="r.pth")
 
 
 def test_without_torchvision_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,6 +336,54 @@ def test_imagenet_weights_start_the_trunk_and_early_stages_stay(tmp_path: Path, 
         ValueError, match="norm layers that never learn need weights: give init_mask_rcnn or init_resnet"
     ):
         new_network(detector_run(data, tmp_path / "run", model={"family": "mask_rcnn"}))
+
+
+@pytest.mark.torchvision
+def test_masks_of_two_classes_start_undecided(data: Path) -> None:
+    settings = detector_run(data, Path("unused"))
+    network = new_network(settings)
+    dataset = SceneDataset(settings)
+    scenes = [dataset.scene(i) for i in range(2)]
+    image = torch.from_numpy(np.stack([scene.image for scene in scenes])).permute(0, 3, 1, 2)
+    losses = MaskRcnnTrainer(network, settings)(image, scenes, np.random.default_rng(0))
+    assert float(losses["mask"].detach()) == pytest.approx(np.log(2), abs=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.torchvision
+@pytest.mark.timeout(1200)
+def test_heads_learn_on_movenets_trunk_which_stays(data: Path, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    source = LiveNetwork(ModelSettings()).eval()
+    movenet = published(source).write(tmp_path / "movenet.onnx")
+    with pytest.raises(ValueError, match="MoveNet's trunk never learns here and needs weights: give init_movenet"):
+        new_network(detector_run(data, tmp_path / "run", model=ON_MOVENET))
+
+    settings = detector_run(data, tmp_path / "run", model=ON_MOVENET, steps=2, init_movenet=movenet)
+    network = new_network(settings)
+    image = torch.from_numpy(background(1, 64, 96)).permute(2, 0, 1)[None]
+    seen = []
+    network.backbone.body.register_forward_hook(lambda _module, _inputs, levels: seen.append(levels))
+    network.eval()(image)
+    with torch.no_grad():
+        levels, trunk = source.trunk(image)
+        read = network.backbone.top_down(seen[0])
+    for name, level in levels.items():
+        torch.testing.assert_close(seen[0][name], level, rtol=1e-3, atol=1e-3, msg=name)  # 2/255, rounded and not
+    torch.testing.assert_close(read, trunk, rtol=1e-3, atol=1e-3)
+
+    checkpoint = train(settings)
+    learned, started = load_weights(checkpoint).state_dict(), new_network(settings).state_dict()
+    for name, value in learned.items():
+        frozen = name.startswith(("backbone.body.", "backbone.top_down."))
+        if frozen:
+            assert torch.equal(value, started[name]), name
+    assert not torch.equal(
+        learned["backbone.fpn.inner_blocks.0.0.weight"], started["backbone.fpn.inner_blocks.0.0.weight"]
+    )
+    assert not torch.equal(learned["backbone.norms.0.running_mean"], started["backbone.norms.0.running_mean"])
+    arguments = ["--annotations", str(data / "people/annotations.json"), "--images", str(data / "people/images")]
+    assert evaluate.main([*arguments, "--checkpoint", str(checkpoint)]) == 0
 
 
 @pytest.mark.slow

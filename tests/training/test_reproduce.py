@@ -33,12 +33,12 @@ from tests.training.drawn_people import (
     write_people,
 )
 from training import evaluate
-from training.reproduce import data_set_figures, main
+from training.reproduce import data_set_figures, main, started_from, title_of
 from training.settings import TrainSettings, with_changes
 from training.tables import published
 from training.tables.cells import Options, Remembered, run_settings
 from training.tables.layout import Line, Result, document, figure, from_document, markdown, terminal
-from training.tables.plan import PERSONLAB, budget_setup, full_setup, make_table
+from training.tables.plan import PERSONLAB, Table, budget_setup, full_setup, make_table
 from training.train import train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -147,6 +147,8 @@ def test_table5_is_trained_measured_and_laid_beside_the_papers(made: Path) -> No
         "Table 5 in small, not the paper's network nor data: family live, 12 steps; crowded"
     )
     assert "1 pictures, 2 people" in content["title"]
+    learned = next(note for note in content["notes"] if note.startswith("Learned from: "))
+    assert "affine_skeleton 12 pictures, from random weights;" in learned
     assert set(content["networks"]) == {"affine_skeleton", "affine_plain", "roi_skeleton", "roi_plain"}
     assert content["networks"]["roi_plain"]["model"]["align"]["mode"] == "roi"
     assert not content["networks"]["affine_plain"]["model"]["skeleton"]["enabled"]
@@ -255,6 +257,7 @@ def test_tables_2_and_3_say_what_is_not_measured(made: Path, world: Path, tmp_pa
     content = json.loads((tmp_path / "table3.json").read_text())
     rows = {row["label"]: [cell["ours"] for cell in row["cells"]] for row in content["rows"]}
     assert rows["Mask R-CNN, ResNet50-FPN"] == [None] * 3
+    assert rows["Mask R-CNN on MoveNet's trunk (not in the paper)"] == [None] * 3
     assert rows["PersonLab, ResNet101"] == [None] * 3
     assert rows["Pose2Seg, true poses"][0] is not None
     assert rows["Pose2Seg, predicted poses"][0] is not None  # the live family finds them itself
@@ -263,7 +266,42 @@ def test_tables_2_and_3_say_what_is_not_measured(made: Path, world: Path, tmp_pa
     assert not (tmp_path / "runs").exists()
     assert main(command(world, "table2", tmp_path, *options)) == 0
     assert "Not measured: Mask R-CNN" in capsys.readouterr().out
-    assert figures_of(tmp_path, "table2")[2] == [figures_of(made)[-1][0]]  # crowded, true poses: Table 5's last row
+    assert figures_of(tmp_path, "table2")[3] == [figures_of(made)[-1][0]]  # crowded, true poses: Table 5's last row
+
+
+def test_a_title_says_what_each_family_learned(made: Path) -> None:
+    content = json.loads((made / "table5.json").read_text())
+    live = content["networks"]["affine_skeleton"]
+    detector = {
+        **live,
+        "model": {"family": "mask_rcnn"},
+        "initial_weights": {"init_movenet": "m.onnx"},
+        "batch_size": 6,
+    }
+    networks = {"affine_skeleton": live, "a": {**detector, "step": 400}, "b": {**detector, "step": 1000}}
+    setup = budget_setup(made)
+    table = Table(name="table2", source="", columns=(), rows=())
+    shown = title_of(table, setup, networks)
+    assert "family live, 12 steps; family mask_rcnn, 400 and 1,000 steps; " in shown
+    assert started_from({"a": networks["a"], "live": live}) == [
+        "Learned from: a 2,400 pictures, from m.onnx; live 12 pictures, from random weights."
+    ]
+    assert started_from({"converted": {"model": {"family": "paper"}, "step": None}}) == []
+
+
+def test_detectors_start_from_the_weights_of_their_backbone() -> None:
+    initial = {name: Path(name) for name in ("init_movenet", "init_resnet", "init_mask_rcnn")}
+    setup = budget_setup(Path("scenes"))
+    options = Options(data=Path("data"), folder=Path("out"), initial=initial)
+    given = {
+        name: [key for key in initial if getattr(run_settings(setup.runs[name], options), key) is not None]
+        for name in ("affine_skeleton", "mask_rcnn", "mask_rcnn_movenet")
+    }
+    assert given == {
+        "affine_skeleton": ["init_movenet"],
+        "mask_rcnn": ["init_mask_rcnn"],
+        "mask_rcnn_movenet": ["init_movenet"],
+    }
 
 
 def test_personlab_is_a_network_of_table_3_with_masks_of_its_own(

@@ -111,12 +111,15 @@ def run_settings(run: Run, options: Options) -> TrainSettings:
     """
     try:
         recipe = json.loads(run.recipe.read_text())
-        family = model_settings_from_json(recipe.get("model", {})).family
+        model = model_settings_from_json(recipe.get("model", {}))
+        family = model.family
         everybody = [c for c in options.changes if family != "mask_rcnn" or not c.startswith("model.")]
         content = with_changes(recipe, [*everybody, *run.changes])
         starts = {"live": "init_movenet", "paper": "init_resnet"}
         initial = {starts[family]: options.initial.get(starts[family])} if family in starts else {}
-        if family == "mask_rcnn":
+        if model.detector.backbone == "movenet":
+            initial = {"init_movenet": options.initial.get("init_movenet")}
+        elif family == "mask_rcnn":
             whole = options.initial.get("init_mask_rcnn")
             initial = {
                 "init_mask_rcnn": whole,
@@ -314,11 +317,13 @@ class Bench:
         given = {"given": path.name} if name in self.options.weights else {}
         settings = known["settings"]
         trained = {key: settings[key] for key in ("steps", "batch_size", "canvas", "seed") if key in settings}
+        initial = {name: Path(settings[name]).name for name in settings if name.startswith("init_") and settings[name]}
         return {
             **given,
             **known.get("provenance", {}),
             "step": known.get("step"),
             **trained,
+            **({"initial_weights": initial} if trained else {}),
             "model": settings["model"],
         }
 
