@@ -376,6 +376,7 @@ def train(settings: TrainSettings, *, stop_after: int | None = None) -> Path:
     history: list[dict[str, Any]] = []
     first_step = 0
     scaler = torch.amp.GradScaler(enabled=settings.amp and device.type == "cuda")
+    half = torch.float16 if device.type == "cuda" else torch.bfloat16
     if newest is not None:
         state = restore(newest, network=network, ema=average, optimiser=optimiser)
         first_step, history = state["step"], state["history"]
@@ -424,7 +425,7 @@ def train(settings: TrainSettings, *, stop_after: int | None = None) -> Path:
                 group["lr"] = group["base"] * factor
             image = torch.from_numpy(np.stack([s.image for s in scenes])).to(device).permute(0, 3, 1, 2)
             rng = np.random.default_rng((settings.seed, 1, step, rank))
-            with torch.autocast(device.type, enabled=scaler.is_enabled()):
+            with torch.autocast(device.type, half, enabled=settings.amp if device.type == "cuda" else settings.amp_cpu):
                 losses = model(image, scenes, rng)
             total = torch.stack(list(losses.values())).sum()
             values = ", ".join(f"{name} {float(value.detach()):.3g}" for name, value in losses.items())

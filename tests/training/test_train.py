@@ -298,6 +298,23 @@ def test_resuming_equals_not_stopping_bit_for_bit(uninterrupted: tuple[TrainSett
     assert entries[0][-1]["mask"] == entries[1][-1]["mask"]
 
 
+def test_bfloat16_on_a_cpu_learns_the_same_and_keeps_float32_weights(
+    uninterrupted: tuple[TrainSettings, Path], tmp_path: Path
+) -> None:
+    exact, checkpoint = uninterrupted
+    settings = replace(exact, output=tmp_path / "half", amp_cpu=True)
+    stopped = train(settings, stop_after=3)
+    assert {value.dtype for name, value in tensors(stopped).items() if value.is_floating_point()} == {torch.float32}
+    with pytest.raises(CheckpointError, match="amp_cpu was True, now False"):
+        train(replace(settings, amp_cpu=False))
+    half = train(settings)
+    losses = [
+        [entry["mask"] for entry in read_state(path)["history"] if "mask" in entry] for path in (checkpoint, half)
+    ]
+    assert losses[0] != losses[1]  # it did compute in other bits
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0.05)
+
+
 def test_workers_see_what_the_main_process_sees(uninterrupted: tuple[TrainSettings, Path], tmp_path: Path) -> None:
     settings = replace(uninterrupted[0], output=tmp_path / "workers", workers=1)
     assert_same_bits(uninterrupted[1], train(settings))
