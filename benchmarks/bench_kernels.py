@@ -22,7 +22,8 @@ from kernels.affine_align import affine_align
 from kernels.coordinates import F32, compose, invert, transform_points
 from kernels.joint_smoothing import smooth_joints, smooth_joints_reference
 from kernels.letterbox import letterbox, letterbox_reference, plan_letterbox
-from kernels.mask_paste import encode_rle, paste_alpha, paste_masks
+from kernels.mask_paste import paste_alpha, paste_masks
+from kernels.mask_rle import encode_rle
 from kernels.neighbours import neighbour_features, neighbour_features_reference
 from kernels.pose_decoding import decode_people, decode_people_reference
 from kernels.pose_fit import PAPER_TEMPLATES, fit_poses, fit_poses_reference, prepare_templates, whole_frame_roi

@@ -1,4 +1,4 @@
-"""Bring person masks from their regions of interest (ROI) back into the frame, and encode them as COCO run lengths.
+"""Bring person masks from their regions of interest (ROI) back into the frame.
 
 Convention: frame px and ROI px, integer coordinates are pixel centres. A frame px looks up the ROI's *probability* at
 ``roi_from_frame @ [x, y, 1]`` by bilinear interpolation, with zeros outside the ROI, and is person where that exceeds
@@ -11,9 +11,8 @@ probability gets it, of equal ones the first; so everybody together have the sam
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypedDict, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,13 +68,6 @@ class PastedAlpha:
         return full
 
 
-class Rle(TypedDict):
-    """COCO's compressed run lengths, the form that JSON files hold."""
-
-    size: list[int]
-    counts: str
-
-
 def paste_masks(
     probabilities: F32,
     roi_from_frame: NDArray[np.floating],
@@ -111,7 +103,8 @@ def paste_masks(
     pixels = np.empty(int(ends[-1]) if len(ends) else 0, np.uint8)
     tight = _fill(probabilities, matrices, threshold, supports, boxes, pixels)
     if exclusive:
-        _shrink(pixels, boxes, tight, _settle(probabilities, matrices, boxes, tight, pixels))
+        meetings = _meetings(boxes, tight)
+        _shrink(pixels, boxes, tight, _settle(probabilities, matrices, boxes, meetings, pixels))
     masks = []
     for n in range(len(probabilities)):
         width, height = int(sizes[n, 0]), int(sizes[n, 1])
@@ -242,7 +235,40 @@ def _probability(bordered: F32, u: float, v: float) -> float:
 
 
 @compiled
-def _settle(probabilities: F32, matrices: F64, boxes: I64, tight: I64, owned: U8) -> Bool:
+def _meetings(boxes: I64, tight: I64) -> I64:
+    """Every two people whose px lie in each other's way.
+
+    Args:
+        boxes: (N, 4) in frame px, end exclusive.
+        tight: (N, 4) within each box: where there can be anything but 0.
+
+    Returns:
+        (M, 8), by n and then k: n < k, where the px of n and of k begin if all boxes stand one after the other, and
+        x0, y0, x1, y1 of what they have in common in frame px, end exclusive.
+    """
+    people = len(boxes)
+    found = np.empty((people * (people - 1) // 2, 8), np.int64)
+    count, start_n = 0, 0
+    for n in range(people):
+        start_k = start_n + (boxes[n, 2] - boxes[n, 0]) * (boxes[n, 3] - boxes[n, 1])
+        next_n = start_k
+        for k in range(n + 1, people):
+            x0 = max(boxes[n, 0] + tight[n, 0], boxes[k, 0] + tight[k, 0])
+            y0 = max(boxes[n, 1] + tight[n, 1], boxes[k, 1] + tight[k, 1])
+            x1 = min(boxes[n, 0] + tight[n, 2], boxes[k, 0] + tight[k, 2])
+            y1 = min(boxes[n, 1] + tight[n, 3], boxes[k, 1] + tight[k, 3])
+            if x0 < x1 and y0 < y1:
+                meeting = found[count]
+                meeting[0], meeting[1], meeting[2], meeting[3] = n, k, start_n, start_k
+                meeting[4], meeting[5], meeting[6], meeting[7] = x0, y0, x1, y1
+                count += 1
+            start_k += (boxes[k, 2] - boxes[k, 0]) * (boxes[k, 3] - boxes[k, 1])
+        start_n = next_n
+    return found[:count]
+
+
+@compiled
+def _settle(probabilities: F32, matrices: F64, boxes: I64, meetings: I64, owned: U8) -> Bool:
     """Leave each px to the surest of those who claim it.
 
     Two by two, where both still hold the px: whoever is surest wins each time, and two others cannot both be left.
@@ -251,7 +277,7 @@ def _settle(probabilities: F32, matrices: F64, boxes: I64, tight: I64, owned: U8
         probabilities: (N, S, S).
         matrices: (N, 2, 3), frame px to ROI px.
         boxes: (N, 4) in frame px, end exclusive.
-        tight: (N, 4) within each box: where there can be anything but 0.
+        meetings: from `_meetings`.
         owned: all boxes one after the other, not 0 where the probability is above the threshold; changed.
 
     Returns:
@@ -260,55 +286,34 @@ def _settle(probabilities: F32, matrices: F64, boxes: I64, tight: I64, owned: U8
     people, side = probabilities.shape[0], probabilities.shape[1]
     lost = np.zeros(people, np.bool_)
     first, second = np.zeros((side + 2, side + 2), np.float32), np.zeros((side + 2, side + 2), np.float32)
-    start_n = 0
-    for n in range(people):
-        width_n = boxes[n, 2] - boxes[n, 0]
-        start_k = start_n + width_n * (boxes[n, 3] - boxes[n, 1])
-        next_n = start_k
-        loaded = False
+    loaded = -1
+    for meeting in meetings:
+        n, k, start_n, start_k = meeting[0], meeting[1], meeting[2], meeting[3]
+        x0, y0, x1, y1 = meeting[4], meeting[5], meeting[6], meeting[7]
+        if n != loaded:
+            first[1 : side + 1, 1 : side + 1] = probabilities[n]
+            loaded = n
+        second[1 : side + 1, 1 : side + 1] = probabilities[k]
         a, b, tx = matrices[n, 0, 0], matrices[n, 0, 1], matrices[n, 0, 2]
         c, d, ty = matrices[n, 1, 0], matrices[n, 1, 1], matrices[n, 1, 2]
-        for k in range(n + 1, people):
-            width_k = boxes[k, 2] - boxes[k, 0]
-            here_k = start_k
-            start_k += width_k * (boxes[k, 3] - boxes[k, 1])
-            x0, y0, x1, y1 = _common(boxes, tight, n, k)
-            if x0 >= x1 or y0 >= y1:
-                continue
-            if not loaded:
-                first[1 : side + 1, 1 : side + 1] = probabilities[n]
-                loaded = True
-            second[1 : side + 1, 1 : side + 1] = probabilities[k]
-            a_k, b_k, tx_k = matrices[k, 0, 0], matrices[k, 0, 1], matrices[k, 0, 2]
-            c_k, d_k, ty_k = matrices[k, 1, 0], matrices[k, 1, 1], matrices[k, 1, 2]
-            for y in range(y0, y1):
-                row_n = start_n + (y - boxes[n, 1]) * width_n - boxes[n, 0]
-                row_k = here_k + (y - boxes[k, 1]) * width_k - boxes[k, 0]
-                u_n, v_n, u_k, v_k = b * y + tx, d * y + ty, b_k * y + tx_k, d_k * y + ty_k
-                for x in range(x0, x1):
-                    if owned[row_n + x] == 0 or owned[row_k + x] == 0:
-                        continue
-                    of_n = _probability(first, a * x + u_n + 1.0, c * x + v_n + 1.0)
-                    of_k = _probability(second, a_k * x + u_k + 1.0, c_k * x + v_k + 1.0)
-                    if of_k > of_n:
-                        owned[row_n + x] = 0
-                        lost[n] = True
-                    else:
-                        owned[row_k + x] = 0
-                        lost[k] = True
-        start_n = next_n
+        a_k, b_k, tx_k = matrices[k, 0, 0], matrices[k, 0, 1], matrices[k, 0, 2]
+        c_k, d_k, ty_k = matrices[k, 1, 0], matrices[k, 1, 1], matrices[k, 1, 2]
+        for y in range(y0, y1):
+            row_n = start_n + (y - boxes[n, 1]) * (boxes[n, 2] - boxes[n, 0]) - boxes[n, 0]
+            row_k = start_k + (y - boxes[k, 1]) * (boxes[k, 2] - boxes[k, 0]) - boxes[k, 0]
+            u_n, v_n, u_k, v_k = b * y + tx, d * y + ty, b_k * y + tx_k, d_k * y + ty_k
+            for x in range(x0, x1):
+                if owned[row_n + x] == 0 or owned[row_k + x] == 0:
+                    continue
+                of_n = _probability(first, a * x + u_n + 1.0, c * x + v_n + 1.0)
+                of_k = _probability(second, a_k * x + u_k + 1.0, c_k * x + v_k + 1.0)
+                if of_k > of_n:
+                    owned[row_n + x] = 0
+                    lost[n] = True
+                else:
+                    owned[row_k + x] = 0
+                    lost[k] = True
     return lost
-
-
-@compiled
-def _common(boxes: I64, tight: I64, n: int, k: int) -> tuple[int, int, int, int]:
-    """x0, y0, x1, y1 in frame px, end exclusive: where both people's px lie; empty where they do not meet."""
-    return (
-        max(boxes[n, 0] + tight[n, 0], boxes[k, 0] + tight[k, 0]),
-        max(boxes[n, 1] + tight[n, 1], boxes[k, 1] + tight[k, 1]),
-        min(boxes[n, 0] + tight[n, 2], boxes[k, 0] + tight[k, 2]),
-        min(boxes[n, 1] + tight[n, 3], boxes[k, 1] + tight[k, 3]),
-    )
 
 
 @compiled
@@ -453,10 +458,10 @@ def paste_alpha(
     ends = np.cumsum(sizes[:, 0] * sizes[:, 1])
     pixels = np.empty(int(ends[-1]) if len(ends) else 0, np.uint8)
     tight = _fill_alpha(probabilities, matrices, threshold, supports, boxes, pixels)
-    if exclusive and _anybody_meets(boxes, tight):
+    if exclusive and len(meetings := _meetings(boxes, tight)):
         owned = (pixels >= 128).view(np.uint8)
-        _settle(probabilities, matrices, boxes, tight, owned)
-        _shrink(pixels, boxes, tight, _end_at_seams(probabilities, matrices, boxes, tight, owned, pixels))
+        _settle(probabilities, matrices, boxes, meetings, owned)
+        _shrink(pixels, boxes, tight, _end_at_seams(probabilities, matrices, boxes, meetings, owned, pixels))
     pasted = []
     for n in range(len(probabilities)):
         width, height = int(sizes[n, 0]), int(sizes[n, 1])
@@ -528,24 +533,14 @@ def _fill_alpha(probabilities: F32, matrices: F64, threshold: float, supports: I
 
 
 @compiled
-def _anybody_meets(boxes: I64, tight: I64) -> bool:
-    for n in range(len(boxes)):
-        for k in range(n + 1, len(boxes)):
-            x0, y0, x1, y1 = _common(boxes, tight, n, k)
-            if x0 < x1 and y0 < y1:
-                return True
-    return False
-
-
-@compiled
-def _end_at_seams(probabilities: F32, matrices: F64, boxes: I64, tight: I64, owned: U8, pixels: U8) -> Bool:
+def _end_at_seams(probabilities: F32, matrices: F64, boxes: I64, meetings: I64, owned: U8, pixels: U8) -> Bool:
     """Give the owner of each px the greatest alpha there, and the others what is left of theirs near a seam.
 
     Args:
         probabilities: (N, S, S).
         matrices: (N, 2, 3), frame px to ROI px.
         boxes: (N, 4) in frame px, end exclusive.
-        tight: (N, 4) within each box: where there can be anything but 0.
+        meetings: from `_meetings`.
         owned: all boxes one after the other, not 0 where the px is this person's.
         pixels: alphas in the same places; changed.
 
@@ -555,44 +550,37 @@ def _end_at_seams(probabilities: F32, matrices: F64, boxes: I64, tight: I64, own
     people, side = probabilities.shape[0], probabilities.shape[1]
     lost = np.zeros(people, np.bool_)
     first, second = np.zeros((side + 2, side + 2), np.float32), np.zeros((side + 2, side + 2), np.float32)
-    start_n = 0
-    for n in range(people):
-        width_n = boxes[n, 2] - boxes[n, 0]
-        start_k = start_n + width_n * (boxes[n, 3] - boxes[n, 1])
-        next_n = start_k
-        for k in range(n + 1, people):
-            width_k = boxes[k, 2] - boxes[k, 0]
-            here_k = start_k
-            start_k += width_k * (boxes[k, 3] - boxes[k, 1])
-            x0, y0, x1, y1 = _common(boxes, tight, n, k)
-            if x0 >= x1 or y0 >= y1:
-                continue
+    loaded = -1
+    for meeting in meetings:
+        n, k, start_n, start_k = meeting[0], meeting[1], meeting[2], meeting[3]
+        x0, y0, x1, y1 = meeting[4], meeting[5], meeting[6], meeting[7]
+        if n != loaded:
             first[1 : side + 1, 1 : side + 1] = probabilities[n]
-            second[1 : side + 1, 1 : side + 1] = probabilities[k]
-            for y in range(y0, y1):
-                row_n = start_n + (y - boxes[n, 1]) * width_n - boxes[n, 0]
-                row_k = here_k + (y - boxes[k, 1]) * width_k - boxes[k, 0]
-                for x in range(x0, x1):
-                    if pixels[row_n + x] == 0 or pixels[row_k + x] == 0:
-                        continue
-                    if owned[row_n + x]:
-                        loser, loser_start, owner_place, place = k, here_k, row_n + x, row_k + x
-                    elif owned[row_k + x]:
-                        loser, loser_start, owner_place, place = n, start_n, row_k + x, row_n + x
-                    else:
-                        continue
-                    left = 0
-                    if _owns_beside(owned, loser_start, boxes[loser], x, y):
-                        of_n, across_n, down_n = _slope(first, matrices[n], x, y)
-                        of_k, across_k, down_k = _slope(second, matrices[k], x, y)
-                        margin, slope = abs(of_n - of_k), np.sqrt((across_n - across_k) ** 2 + (down_n - down_k) ** 2)
-                        if 2.0 * margin < EDGE_PX * slope:
-                            left = int(min(np.ceil(255.0 * (0.5 - margin / slope / EDGE_PX) - 0.5), 127.0))
-                    pixels[owner_place] = max(pixels[owner_place], pixels[place])
-                    if left < pixels[place]:
-                        pixels[place] = left
-                        lost[loser] = True
-        start_n = next_n
+            loaded = n
+        second[1 : side + 1, 1 : side + 1] = probabilities[k]
+        for y in range(y0, y1):
+            row_n = start_n + (y - boxes[n, 1]) * (boxes[n, 2] - boxes[n, 0]) - boxes[n, 0]
+            row_k = start_k + (y - boxes[k, 1]) * (boxes[k, 2] - boxes[k, 0]) - boxes[k, 0]
+            for x in range(x0, x1):
+                if pixels[row_n + x] == 0 or pixels[row_k + x] == 0:
+                    continue
+                if owned[row_n + x]:
+                    loser, loser_start, owner_place, place = k, start_k, row_n + x, row_k + x
+                elif owned[row_k + x]:
+                    loser, loser_start, owner_place, place = n, start_n, row_k + x, row_n + x
+                else:
+                    continue
+                left = 0
+                if _owns_beside(owned, loser_start, boxes[loser], x, y):
+                    of_n, across_n, down_n = _slope(first, matrices[n], x, y)
+                    of_k, across_k, down_k = _slope(second, matrices[k], x, y)
+                    margin, slope = abs(of_n - of_k), np.sqrt((across_n - across_k) ** 2 + (down_n - down_k) ** 2)
+                    if 2.0 * margin < EDGE_PX * slope:
+                        left = int(min(np.ceil(255.0 * (0.5 - margin / slope / EDGE_PX) - 0.5), 127.0))
+                pixels[owner_place] = max(pixels[owner_place], pixels[place])
+                if left < pixels[place]:
+                    pixels[place] = left
+                    lost[loser] = True
     return lost
 
 
@@ -693,72 +681,3 @@ def _slopes_reference(image: F64, u: F64, v: F64) -> tuple[F64, F64]:
     along_u = (padded[v0, u1] - padded[v0, u0]) * (1 - fv) + (padded[v1, u1] - padded[v1, u0]) * fv
     along_v = (padded[v1, u0] - padded[v0, u0]) * (1 - fu) + (padded[v1, u1] - padded[v0, u1]) * fu
     return along_u, along_v
-
-
-def encode_rle(masks: Sequence[PastedMask], frame_height: int, frame_width: int) -> list[Rle]:
-    """COCO run lengths of the full-frame masks, straight from the crops; the same strings that pycocotools writes.
-
-    Raises:
-        ValueError: a crop does not lie inside the frame.
-    """
-    encoded: list[Rle] = []
-    for pasted in masks:
-        height, width = pasted.mask.shape
-        if min(pasted.x0, pasted.y0) < 0 or pasted.x0 + width > frame_width or pasted.y0 + height > frame_height:
-            raise ValueError(
-                f"a crop of {height} x {width} px at x {pasted.x0}, y {pasted.y0} "
-                f"is outside a frame of {frame_height} x {frame_width} px"
-            )
-        runs = _run_lengths(
-            np.ascontiguousarray(pasted.mask).view(np.uint8), pasted.x0, pasted.y0, frame_height, frame_width
-        )
-        encoded.append({"size": [frame_height, frame_width], "counts": _compressed(runs).tobytes().decode("ascii")})
-    return encoded
-
-
-@compiled
-def _run_lengths(mask: U8, x0: int, y0: int, frame_height: int, frame_width: int) -> I64:
-    """Lengths of the runs of 0, 1, 0, ... down the columns of the frame, starting with 0 (maybe of length 0)."""
-    height, width = mask.shape
-    runs = np.empty(width * (height + 1) + 2, np.int64)
-    count, run_start, inside, expected = 0, 0, False, 0
-    for column in range(width):
-        for row in range(height):
-            position = (x0 + column) * frame_height + y0 + row
-            person = mask[row, column] != 0
-            if row == 0 and inside and position > expected:
-                # The column before ended as person; px outside the crop lie between.
-                runs[count] = expected - run_start
-                count += 1
-                run_start, inside = expected, False
-            if person != inside:
-                runs[count] = position - run_start
-                count += 1
-                run_start, inside = position, person
-            expected = position + 1
-    end = frame_height * frame_width
-    if inside and expected < end:
-        runs[count] = expected - run_start
-        count += 1
-        run_start = expected
-    runs[count] = end - run_start
-    return runs[: count + 1]
-
-
-@compiled
-def _compressed(runs: I64) -> U8:
-    """COCO's text form: differences to the run two before, in groups of five bits from the low end, as characters from
-    '0' on.
-    """
-    characters = np.empty(len(runs) * 13, np.uint8)
-    count = 0
-    for index in range(len(runs)):
-        value = runs[index] - (runs[index - 2] if index > 2 else 0)
-        more = True
-        while more:
-            group = value & 31
-            value >>= 5
-            more = value != (-1 if group & 16 else 0)
-            characters[count] = group + (32 if more else 0) + 48
-            count += 1
-    return characters[:count]

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.coordinates import F32
-from kernels.mask_paste import PastedMask, Rle, encode_rle
+from kernels.mask_paste import PastedMask
+from kernels.mask_rle import Rle, encode_rle
 
 PERSON_CATEGORY_ID = 1  # of COCO
 

@@ -37,7 +37,8 @@ from engines import ArtifactError, Engine, EngineError, EngineOptions, default_a
 from kernels.coordinates import F32, F64, U8
 from kernels.groupings import GroupingParameters, group_people, grouping_parameters
 from kernels.letterbox import Letterbox, letterbox, plan_letterbox
-from kernels.mask_paste import encode_rle, paste_masks
+from kernels.mask_paste import paste_masks
+from kernels.mask_rle import encode_rle
 from kernels.neighbours import OWN_ONLY
 from kernels.personlab_decoding import PersonLabParameters
 from kernels.pose_decoding import DecodeParameters

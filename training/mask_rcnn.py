@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 from kernels.coordinates import F32, F64, U8
 from kernels.letterbox import Letterbox, letterbox, plan_letterbox
-from kernels.mask_paste import encode_rle, paste_masks
+from kernels.mask_paste import paste_masks
+from kernels.mask_rle import encode_rle
 from training.dataset import Scene
 from training.model import LEVEL_CHANNELS, TRUNK_CHANNELS, Backbone, LiveNetwork, TopDown
 from training.model_settings import ModelSettings

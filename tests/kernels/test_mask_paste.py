@@ -17,12 +17,12 @@ from kernels.coordinates import half_pixel_scale, invert
 from kernels.mask_paste import (
     PastedAlpha,
     PastedMask,
-    encode_rle,
     paste_alpha,
     paste_alpha_reference,
     paste_masks,
     paste_masks_reference,
 )
+from kernels.mask_rle import encode_rle
 from kernels.pose_fit import PAPER_TEMPLATES, fit_poses, prepare_templates, whole_frame_roi
 from tests.strategies import masks_in_frames, similarities
 
