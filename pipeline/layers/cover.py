@@ -49,7 +49,8 @@ SPEED_FACTOR = 1.5  # a lost region grows by this times the speed of the person,
 GROWTH_SHARE = 0.01
 # Of the long side, all frames together: half of it lost people after 15 frames, see docs/layers.md
 GROWTH_MAX_SHARE = 1.0
-USUAL_OF = 15  # distances between frames whose median is the usual one
+USUAL_OF = 15  # distances between frames that say which one is usual
+USUAL_SHARE = 0.25  # of them are shorter: a stream may begin with gaps, and a gap must not pass for the usual distance
 
 
 @dataclass(slots=True)
@@ -166,7 +167,7 @@ class CoverMemory:
             distance_s = frame.pts_s - self._time_s
             if distance_s > 0:
                 self._distances_s.append(distance_s)
-            usual_s = float(np.median(self._distances_s)) if self._distances_s else 0.0
+            usual_s = float(np.quantile(self._distances_s, USUAL_SHARE, method="lower")) if self._distances_s else 0.0
             self.steps = max(1, round(distance_s / usual_s)) if usual_s > 0 else 1
             if before != self._scene:
                 scale = (frame.width / before[2], frame.height / before[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 import queue
 import re
 import shutil
@@ -242,19 +243,23 @@ def test_a_click_selects_a_person_and_blurs_or_frees_them(live, browser) -> None
         whites = lambda picture: int((picture[14:] > 215).all(axis=2).sum())  # noqa: E731
         tab.look_until(lambda picture: whites(picture) == 0, "no line while nobody is selected")
         box = page.locator(".stage").bounding_box()
-        deadline = time.monotonic() + WAIT_S
-        while not page.is_visible(".selection"):  # somebody who walks may be missed
-            assert time.monotonic() < deadline
-            picture = tab.look()
+        deadline, chosen = time.monotonic() + WAIT_S, math.inf
+        while whites(picture := tab.look()) <= 20:  # a white line around the selected person
+            assert time.monotonic() < deadline, "never seen: somebody selected, with a line around them"
+            selected = page.is_visible(".selection")
+            if selected and time.monotonic() > chosen + 3:  # on a busy machine they may have got another id since
+                page.click(".selection")
+                page.wait_for_selector(".selection", state="hidden")
+                continue
             magenta = (picture[:, :, 0] > 180) & (picture[:, :, 1] < 90) & (picture[:, :, 2] > 180)
-            if magenta.any():
+            if not selected and magenta.any():  # somebody who walks may be missed
                 row, column = (round(float(values.mean())) for values in np.nonzero(magenta))
                 page.mouse.click(
                     box["x"] + (column + 0.5) / 128 * box["width"], box["y"] + (row + 0.5) / 96 * box["height"]
                 )
-                page.wait_for_timeout(500)
+                chosen = time.monotonic()
+            page.wait_for_timeout(500)
         assert re.fullmatch(r"Person \d+", page.inner_text(".selection"))
-        tab.look_until(lambda picture: whites(picture) > 20, "a white line around the selected person")
         page.click("button[data-option=blur_others]")
         page.wait_for_selector("button[data-option=blur_others][aria-pressed=true]")
         page.click(".selection")

@@ -94,6 +94,19 @@ def test_a_cover_grows_with_the_frames_that_were_left_out(gap: int) -> None:
     assert not due.covers
 
 
+@pytest.mark.parametrize(("found", "lost"), [((0, 1), (6, 11)), ((0, 6, 7), (13, 19)), ((0, 5, 10, 11), (16,))])
+def test_a_stream_that_begins_with_gaps_covers_as_far_as_people_went(
+    found: tuple[int, ...], lost: tuple[int, ...]
+) -> None:
+    """Of few distances a gap is half: it is not the usual one all the same."""
+    covered = line(ahead=0)
+    for number in found:
+        covered.of(result_of({1: walking(number, 5.0)}, number=number, height=HEIGHT, width=WIDTH))
+    for number in lost:
+        (due,) = covered.of(result_of({}, number=number, height=HEIGHT, width=WIDTH))
+        assert covered_share(due, walking(number, 5.0)) == 1.0, number
+
+
 def test_after_a_long_gap_people_stay_covered_until_they_were_looked_for() -> None:
     """A source that was away for a minute: frames that nobody saw do not count against the cover."""
     covered = line(ahead=0, frames=3)
