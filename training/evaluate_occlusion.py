@@ -12,6 +12,9 @@ AP of a part is COCO's over its people and their masks; masks that overlap nobod
 confusion of a mask is the share of its px that lie on another person than its own. Intervals are 95 % of a bootstrap
 over pictures: they tell nothing of another set of people or another training seed.
 
+Detectors write many masks of low score, and all of them count in the mean of identity confusion: ``--least-score``
+leaves those out whom nobody would show. AP wants them all.
+
 ``--results`` evaluates the masks of any other system: a list of COCO results with image_id, score and segmentation.
 """
 
@@ -379,6 +382,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--score", choices=SCORES, help="of each mask; default: one for --poses gt, else pose*mask")
     parser.add_argument("--long-side", type=int, help="letterbox size, px; default: the artifact's")
     parser.add_argument("--others", choices=("ignore", "absent"), default="ignore", help="people outside of a part")
+    parser.add_argument("--least-score", type=float, default=0.0, help="leave out masks that score less")
     parser.add_argument("--resamples", type=int, default=RESAMPLES, help="of the bootstrap; 0: no intervals")
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args(arguments)
@@ -407,6 +411,11 @@ def main(arguments: list[str] | None = None) -> int:
             )
             results, in_order = out.mask_results, options.poses == "gt"
             about = {name: overall[name] for name in ("poses", "masks", "score", "long_side", "keypoints")}
+        if options.least_score > 0:
+            if in_order:
+                raise DataError("--least-score is for masks that were found: with --poses gt everybody has one")
+            results = [entry for entry in results if entry["score"] >= options.least_score]
+            about["least_score"] = options.least_score
         figures = occlusion_figures(
             folder.photos, results, in_order=in_order, others=options.others, resamples=options.resamples
         )

@@ -189,6 +189,22 @@ def test_the_command_runs_the_baseline_on_true_poses(folder: Path, tmp_path: Pat
     assert figures["hard"]["confusion"]["mean"] > figures["general"]["confusion"]["mean"]
 
 
+def test_masks_of_low_score_can_be_left_out(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "results.json"
+    weak = {**results()[0], "score": 0.2, "segmentation": rle(block(30, 55, 40, 60))}
+    file.write_text(json.dumps([*results(), weak]))
+    out = tmp_path / "out.json"
+    options = ["--results", file, "--json", out, "--resamples", 0]
+    assert main(command(folder, *options)) == 0
+    everything = json.loads(out.read_text())
+    assert main(command(folder, *options, "--least-score", 0.5)) == 0
+    sure = json.loads(out.read_text())
+    assert (everything["masks_on_nobody"], sure["masks_on_nobody"]) == (1, 0)
+    assert sure["least_score"] == 0.5 and "least_score" not in everything
+    assert main(command(folder, "--poses", "gt", "--masks", "limbs", "--least-score", 0.5)) == 2
+    assert "--least-score is for masks that were found" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
