@@ -114,7 +114,10 @@ def main() -> None:
         watch = ["py-spy", "record", "--native", "--threads", "--rate", "100", "--format", "raw", "--output"]
         spy = Path(sys.executable).with_name("py-spy")
         watch[0] = str(spy) if spy.is_file() else watch[0]
-        subprocess.run([*watch, str(folder / "folded"), "--", *run], cwd=ROOT, check=True)  # noqa: S603  our own command
+        try:
+            subprocess.run([*watch, str(folder / "folded"), "--", *run], cwd=ROOT, check=True)  # noqa: S603  our own command
+        except FileNotFoundError:
+            sys.exit("error: py-spy is not installed: pip install py-spy")
         folded = (folder / "folded").read_text(encoding="utf-8")
     counted: Counter[tuple[str, ...]] = Counter()
     for stack, samples in stacks(folded):

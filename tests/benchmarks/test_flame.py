@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from pathlib import Path
 
-from benchmarks.flame import draw, stacks
+import pytest
+
+from benchmarks.flame import draw, main, stacks
 
 STAGE = "thread (12): segment;Thread.run (threading.py:982);Pipeline._run_stage (pipeline/runtime.py:172)"
 
@@ -31,3 +34,11 @@ def test_only_work_is_kept_and_named_by_our_functions() -> None:
 def test_picture_is_written(tmp_path: Path) -> None:
     draw(Counter({("a", "b"): 3, ("a",): 1, ("c",): 4}), tmp_path / "flame.png")
     assert (tmp_path / "flame.png").stat().st_size > 1000
+
+
+def test_without_py_spy_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(sys, "argv", ["flame", "clip.mp4", "--plot", str(tmp_path / "flame.png")])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SystemExit, match="py-spy is not installed: pip install py-spy"):
+        main()
