@@ -434,7 +434,9 @@ def test_it_over_fits_four_pictures(tmp_path: Path) -> None:
         images[number] = image
         annotations.append(annotation(number, number, pose, mask))
     write_coco(tmp_path / "people", images, annotations)
-    checkpoint = train(detector_run(tmp_path, tmp_path / "run", steps=40, learning_rate=0.01, schedule="cosine"))
+    checkpoint = train(
+        detector_run(tmp_path, tmp_path / "run", steps=40, optimiser="adamw", learning_rate=5e-4, schedule="cosine")
+    )
     logged = [e for e in json.loads((checkpoint / "state.json").read_text())["history"] if "mask" in e]
     early, late = (
         {k: np.mean([e[k] for e in part]) for k in ("mask", "classifier")} for part in (logged[:5], logged[-5:])
