@@ -22,7 +22,8 @@ from rich.table import Table
 from benchmarks.measure import RESULTS, environment
 from engines import ENGINE_NAMES, PRECISIONS, EngineOptions, default_artifact, load_artifact, open_graph
 from training.dataset import CocoFolder
-from training.evaluate import evaluate, open_model
+from training.evaluate import evaluate
+from training.evaluated_model import open_model
 
 
 def main() -> None:

@@ -43,7 +43,7 @@ from pipeline.stage2_keypoints import KEPT_SHARE
 from pipeline.tracking import PersonTracker
 from training.compose import Cutout, cut_out, is_in_pieces
 from training.dataset import CocoFolder, DataError, decode_mask
-from training.evaluate import find_people, open_model, picture_plan
+from training.evaluated_model import find_people, open_model, picture_plan
 from training.holdout import is_held_out
 
 #: Folder, and every how many-th of its pictures training/live.json keeps out of training.

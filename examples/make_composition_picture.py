@@ -22,7 +22,7 @@ from pycocotools import mask as coco_mask
 from skimage import data
 
 from kernels.pose_fit import PAPER_TEMPLATES
-from training.evaluate import limb_mask
+from training.limb_masks import limb_mask
 from training.preview import main as preview
 
 SIDE = 420

@@ -42,7 +42,8 @@ from engines import EngineError, default_artifact
 from kernels.coordinates import F64
 from training.annotations import checked_segmentation
 from training.dataset import CocoFolder, DataError, Photo, greatest_iou
-from training.evaluate import MASKS, checkpoint_model, evaluate, open_model, true_people, truth_for
+from training.evaluate import MASKS, evaluate, true_people, truth_for
+from training.evaluated_model import checkpoint_model, open_model
 from training.identity_confusion import NOBODY, mask_shares, owners_by_overlap
 from training.occluded_scenes import MAX_IOU_PARTS
 from training.settings import SCORES

@@ -15,7 +15,7 @@ from torch import nn
 from engines.engine import TensorSpec
 from engines.signatures import DEFAULT_GROUPING, signature_of
 from kernels.groupings import grouping_parameters
-from training.evaluate import Detector, Model
+from training.evaluated_model import Detector, Model
 from training.families import Network
 from training.graphs import FeaturesGraph, KeypointGraph, SegmentGraph
 from training.mask_rcnn import MaskRcnnDetector, MaskRcnnNetwork

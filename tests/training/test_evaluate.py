@@ -16,17 +16,17 @@ from kernels.neighbours import OWN_ONLY
 from tests.fakes import STANDING, FakeKeypointEngine, FakeSegmentEngine, fake_model, picture
 from tests.magenta_model import write_magenta_model
 from tests.training.drawn_people import annotation, drawn_pose, tiny_settings, write_coco
+from training.average_precision import average_precision
 from training.dataset import CocoFolder, DataError
 from training.evaluate import (
-    Model,
-    average_precision,
     evaluate,
-    limb_mask,
     main,
     poses_from_file,
     truth_for,
     validate,
 )
+from training.evaluated_model import Model
+from training.limb_masks import limb_mask
 
 HEIGHT, WIDTH = 160, 200
 BOX = (60, 30, 130, 140)  # x0, y0, x1, y1 of the magenta people

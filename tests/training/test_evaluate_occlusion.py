@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from tests.training.drawn_people import annotation, drawn_pose, rle, write_coco
+from training.average_precision import average_precision
 from training.dataset import CocoFolder, Photo
-from training.evaluate import average_precision, truth_for
+from training.evaluate import truth_for
 from training.evaluate_occlusion import PARTS, main, max_iou_of, occlusion_figures, read_results
 
 SIZE = (60, 80)

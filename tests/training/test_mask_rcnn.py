@@ -425,7 +425,7 @@ def test_it_learns_resumes_and_is_evaluated_by_the_same_commands(
 @pytest.mark.torchvision
 @pytest.mark.timeout(1200)
 def test_it_over_fits_four_pictures(tmp_path: Path) -> None:
-    """Forty steps on four drawn people: the losses of the masks and of the classes fall by more than half."""
+    """Eighty steps on four drawn people: the losses of the masks and of the classes fall by more than half."""
     images, annotations = {}, []
     for number in range(1, 5):
         image, pose = background(number), drawn_pose(10 + 8 * number, 2, 90)
@@ -435,7 +435,7 @@ def test_it_over_fits_four_pictures(tmp_path: Path) -> None:
         annotations.append(annotation(number, number, pose, mask))
     write_coco(tmp_path / "people", images, annotations)
     checkpoint = train(
-        detector_run(tmp_path, tmp_path / "run", steps=40, optimiser="adamw", learning_rate=5e-4, schedule="cosine")
+        detector_run(tmp_path, tmp_path / "run", steps=80, optimiser="adamw", learning_rate=5e-4, schedule="cosine")
     )
     logged = [e for e in json.loads((checkpoint / "state.json").read_text())["history"] if "mask" in e]
     early, late = (

@@ -64,8 +64,9 @@ def write_set(folder: Path) -> Path:
 
 
 def test_the_command_writes_results_that_evaluate_reads(tmp_path: Path, capsys) -> None:
+    from training.average_precision import average_precision
     from training.dataset import CocoFolder
-    from training.evaluate import average_precision, truth_for
+    from training.evaluate import truth_for
 
     pose = drawn_pose(30, 2, 80)
     model = constant_network(tmp_path / "net.onnx", np.stack([row(pose, 0.8), row(pose, 0.0)]))

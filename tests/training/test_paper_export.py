@@ -15,7 +15,7 @@ import torch
 from engines import Artifact, load_artifact, open_graph, write_artifact
 from engines.pose_guided import masks_from_poses, open_pose_guided
 from tests.training.drawn_people import drawn_mask, drawn_pose, paint
-from training import evaluate
+from training import evaluate, evaluated_model
 from training.checkpoint import save_weights
 from training.convert_authors_checkpoint import AUTHORS_MODEL
 from training.export_onnx import (
@@ -178,10 +178,10 @@ def test_masks_of_the_folder_are_those_of_the_network(folder: Path, tmp_path: Pa
         paint(image, drawn_mask(pose, 90, 160), (200, 60, 40))
     found = masks_from_poses(open_pose_guided(load_artifact(folder), engine="onnx"), image, poses)
     model = network_model(network)
-    plan = evaluate.picture_plan(model, 90, 160, 512)
-    people = evaluate.FoundPeople(keypoints=poses, visibility=poses[..., 2], scores=np.ones(2, np.float32))
-    features = evaluate.picture_features(model, image, plan)
-    probabilities, scores, windows = evaluate.segment_people(model, features, plan, people)
+    plan = evaluated_model.picture_plan(model, 90, 160, 512)
+    people = evaluated_model.FoundPeople(keypoints=poses, visibility=poses[..., 2], scores=np.ones(2, np.float32))
+    features = evaluated_model.picture_features(model, image, plan)
+    probabilities, scores, windows = evaluated_model.segment_people(model, features, plan, people)
     np.testing.assert_array_equal(found.roi_from_frame, windows)
     np.testing.assert_allclose(found.probabilities, probabilities, atol=1e-3)
     np.testing.assert_allclose(found.scores, scores, atol=5e-3)  # a px at one half may lie on either side

@@ -23,7 +23,7 @@ from tests.training.drawn_people import (
     write_coco,
     write_people,
 )
-from training import evaluate
+from training import evaluate, evaluated_model
 from training.checkpoint import CheckpointError, load_weights, read_state
 from training.dataset import CocoFolder, DataError, SceneDataset, is_taught, letterbox_scene
 from training.families import new_network_of
@@ -291,21 +291,21 @@ def test_what_a_checkpoint_cannot_do_is_said_in_one_line(
 
 
 def test_boxes_from_the_annotations_need_annotated_people(finished: tuple[TrainSettings, Path], data: Path) -> None:
-    model, _ = evaluate.checkpoint_model(finished[1], ["model.align.mode=roi"], None)
+    model, _ = evaluated_model.checkpoint_model(finished[1], ["model.align.mode=roi"], None)
     folder = CocoFolder(data / "people/annotations.json", data / "people/images")
     people = evaluate.poses_from_annotations(folder.photos[0])
-    plan = evaluate.picture_plan(model, 96, 128, 128)
-    features = evaluate.picture_features(model, folder.image(folder.photos[0]), plan)
-    evaluate.segment_people(model, features, plan, people)
+    plan = evaluated_model.picture_plan(model, 96, 128, 128)
+    features = evaluated_model.picture_features(model, folder.image(folder.photos[0]), plan)
+    evaluated_model.segment_people(model, features, plan, people)
     with pytest.raises(ValueError, match=r"align\.box gt needs annotated boxes"):
-        evaluate.segment_people(model, features, plan, replace(people, boxes=None))
+        evaluated_model.segment_people(model, features, plan, replace(people, boxes=None))
 
 
 def test_nobody_is_found_without_keypoint_heads(finished: tuple[TrainSettings, Path]) -> None:
-    model, _ = evaluate.checkpoint_model(finished[1], [], None)
-    plan = evaluate.picture_plan(model, 96, 128, 128)
+    model, _ = evaluated_model.checkpoint_model(finished[1], [], None)
+    plan = evaluated_model.picture_plan(model, 96, 128, 128)
     with pytest.raises(DataError, match="finds no people"):
-        evaluate.find_people(model, np.zeros((96, 128, 3), np.uint8), plan)
+        evaluated_model.find_people(model, np.zeros((96, 128, 3), np.uint8), plan)
 
 
 def test_the_command_trains_an_ablation(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

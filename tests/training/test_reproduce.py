@@ -32,7 +32,7 @@ from tests.training.drawn_people import (
     write_coco,
     write_people,
 )
-from training import evaluate
+from training import evaluate, evaluated_model
 from training.reproduce import data_set_figures, main, started_from, title_of
 from training.settings import TrainSettings, with_changes
 from training.tables import published
@@ -311,7 +311,8 @@ def test_personlab_is_a_network_of_table_3_with_masks_of_its_own(
     output = tmp_path / "out"
     setup = budget_setup(output / "scenes", recipe=world / "tiny.json")
     train(run_settings(setup.runs["personlab"], Options(data=world / "data", folder=output)))
-    monkeypatch.setattr(evaluate, "EVALUATED_PERSON_SCORE", 0.0)  # a few steps make nobody sure; masks all the same
+    # A few steps make nobody sure; masks all the same.
+    monkeypatch.setattr(evaluated_model, "EVALUATED_PERSON_SCORE", 0.0)
     given_weights = f"affine_skeleton={made}/runs/affine_skeleton/step-0000012"
     assert main(command(world, "table3", output, "--weights", given_weights, "--no-training")) == 0
     content = json.loads((output / "table3.json").read_text())

@@ -30,7 +30,8 @@ from numpy.typing import NDArray
 from engines import Engine
 from training.checkpoint import CheckpointError, describe, latest_checkpoint, read_state, require_same_settings
 from training.dataset import CocoFolder, DataError
-from training.evaluate import Detector, Model, checkpoint_model, evaluate
+from training.evaluate import evaluate
+from training.evaluated_model import Detector, Model, checkpoint_model
 from training.mask_rcnn import import_torchvision
 from training.model_settings import model_settings_from_json
 from training.settings import TrainSettings, settings_from_json, with_changes

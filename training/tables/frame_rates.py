@@ -22,7 +22,7 @@ from kernels.coordinates import F32, U8
 from kernels.mask_paste import paste_masks
 from kernels.pose_fit import PAPER_TEMPLATES
 from training.dataset import Scene
-from training.evaluate import (
+from training.evaluated_model import (
     FoundPeople,
     Model,
     find_people,
