@@ -24,11 +24,12 @@ from typing import Any
 import cv2
 import numpy as np
 
-# MediaPipe's 33 landmarks to COCO's 17 joints
+# MediaPipe's 33 landmarks to COCO's 17 joints, as in benchmarks/mediapipe_poses.py (a test holds them equal)
 LANDMARKS = (0, 2, 5, 7, 8, 11, 12, 13, 14, 15, 16, 23, 24, 25, 26, 27, 28)
 MIN_JOINTS = 6
 MARGIN = 0.3  # of the longer side of the box around the joints
 MIN_SIDE = 288  # px that a cut-out is enlarged to; the network looks at 256
+MIN_CUT_OUT = 24  # px of its shorter side: of less nothing can be said
 NEAR = 0.12  # of the longer side: a landmark that close to its joint is right
 MIN_RIGHT = 0.6
 
@@ -53,7 +54,7 @@ def is_same_person(found: Any, keypoints: Any) -> bool:
 def mask_of(pose: Any, picture: Any, keypoints: Any) -> tuple[Any, Any] | None:
     """Corner and mask of one person; None where MediaPipe finds nobody there, or somebody else."""
     x0, y0, x1, y1 = window_of(keypoints[keypoints[:, 2] > 0, :2], *picture.shape[:2])
-    if min(x1 - x0, y1 - y0) < 24:
+    if min(x1 - x0, y1 - y0) < MIN_CUT_OUT:
         return None
     cut = picture[y0:y1, x0:x1]
     scale = max(1.0, MIN_SIDE / max(cut.shape[:2]))

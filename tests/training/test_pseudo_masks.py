@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_masks
 
+from benchmarks import mediapipe_poses
 from tests.fakes import STANDING, picture
 from tests.magenta_model import write_magenta_model
 from tests.training.drawn_people import annotation, write_coco
 from training.annotations import decode_mask
-from training.mediapipe_masks import is_same_person, window_of
+from training.mediapipe_masks import LANDMARKS, is_same_person, window_of
 from training.pseudo_masks import Opinions, main
 
 HEIGHT, WIDTH = 160, 450
@@ -144,6 +145,11 @@ def test_what_is_no_file_of_masks_is_named(
 
 
 # The other opinion
+
+
+def test_joints_are_those_of_the_benchmarks_script() -> None:
+    """Both run where nothing of the repository can be imported, so each names them."""
+    assert LANDMARKS == mediapipe_poses.LANDMARKS
 
 
 def test_a_cut_out_holds_the_joints_with_a_margin_and_stays_in_the_picture() -> None:
